@@ -1,0 +1,5 @@
+//! Virtqueues and virtio devices (VIRTIO 1.2), independent of the transport that carries them,
+//! of KVM and of the formats of files.
+#![forbid(unsafe_code)]
+
+pub mod device;
