@@ -1,0 +1,111 @@
+# shellcheck shell=bash
+# What the tools in this folder share. Source it; it only defines things.
+
+# The checkout, wherever the tool was called from.
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# What the tools build for `onggi` to find.
+ASSETS=$REPO/target/share/onggi
+# What survives a deleted `target/`: sources, packages, built kernels.
+CACHE=${ONGGI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/onggi}
+# Parallel jobs of anything that compiles.
+JOBS=${ONGGI_JOBS:-$(nproc)}
+
+# The current step, for a person who watches.
+step() { printf '==> %s\n' "$*" >&2; }
+# A detail under the current step.
+note() { printf '    %s\n' "$*" >&2; }
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# need_packages PACKAGE...: installs those Debian packages that are missing.
+need_packages() {
+    local package missing=()
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
+            missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    [[ $EUID == 0 ]] || die "packages are missing; as root: apt-get install ${missing[*]}"
+    step "Installing ${missing[*]}"
+    apt_lists
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+        "${missing[@]}" >/dev/null || die "apt-get could not install ${missing[*]}"
+}
+
+# Fetches apt's package lists when the machine has none yet.
+apt_lists() {
+    apt-cache policy linux-source-6.1 2>/dev/null | grep -q 'Candidate: [0-9]' && return
+    apt-get update -qq || die "apt-get update failed"
+}
+
+# need_rust: a cargo that is new enough for the workspace.
+need_rust() {
+    local have want
+    have=$(cargo --version 2>/dev/null | cut -d' ' -f2)
+    [[ $have ]] || die "cargo is not on PATH; install Rust"
+    want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO/Cargo.toml")
+    [[ $(printf '%s\n' "$want" "$have" | sort -V | head -n1) == "$want" ]] ||
+        die "Rust $have is too old: this workspace needs $want"
+}
+
+# download_package NAME[=VERSION] DIR: the .deb into DIR (not installed);
+# prints its path. One that is there already is not fetched again.
+download_package() {
+    local name=${1%%=*} version dir=$2 file
+    version=$(package_version "$1") || return
+    file=$dir/${name}_${version//:/%3a}.deb
+    if [[ ! -s $file ]]; then
+        mkdir -p "$dir/partial.$$"
+        # Run from the folder: apt-get download has no option for it. The
+        # sandbox user can't write there, and apt only warns about it.
+        (cd "$dir/partial.$$" && apt-get download -qq "$name=$version" >/dev/null 2>&1) ||
+            { rm -rf "$dir/partial.$$"; die "apt-get could not download $name $version"; }
+        mv "$dir/partial.$$"/*.deb "$file"
+        rmdir "$dir/partial.$$"
+    fi
+    printf '%s\n' "$file"
+}
+
+# package_version NAME[=VERSION]: the version that apt would fetch.
+package_version() {
+    local version
+    if [[ $1 == *=* ]]; then
+        printf '%s\n' "${1#*=}"
+        return
+    fi
+    apt_lists
+    version=$(apt-cache policy "$1" | sed -n 's/^  Candidate: \([^(].*\)/\1/p')
+    [[ $version ]] || die "apt knows no package $1"
+    printf '%s\n' "$version"
+}
+
+# hash_of FILE-OR-TEXT...: one short hash over the contents of the files and
+# over the words that are not files; the key of everything in the cache.
+hash_of() {
+    local input
+    for input in "$@"; do
+        if [[ -f $input ]]; then sha256sum <"$input"; else printf '%s\n' "$input"; fi
+    done | sha256sum | cut -c1-16
+}
+
+# publish FILE NAME: puts FILE into the assets as NAME in one step, so that
+# nobody ever sees half a file. The copy keeps holes and shares blocks.
+publish() {
+    local to=$ASSETS/$2
+    mkdir -p "$ASSETS"
+    [[ -e $to && $(readlink -f "$1") -ef $to ]] && return
+    cp --reflink=auto --sparse=always "$1" "$to.$$"
+    mv -f "$to.$$" "$to"
+}
+
+# only_one NAME: waits until no other run of the tool NAME is at work in the
+# cache; the lock goes with this process.
+only_one() {
+    mkdir -p "$CACHE"
+    exec {ONLY_ONE}>"$CACHE/$1.lock"
+    flock -n "$ONLY_ONE" && return
+    note "another $1 is running; waiting for it"
+    flock "$ONLY_ONE"
+}
