@@ -1,0 +1,421 @@
+//! The configuration file of a microVM: the JSON that Firecracker reads with `--config-file`
+//! (`docs/getting-started.md` and the schemas of `firecracker.yaml` in its repository).
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The largest number of vCPUs that a VM may have.
+pub const MAX_VCPUS: u8 = 32;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not JSON, or JSON with a missing, unknown or ill-typed field.
+    #[error("the configuration is not valid")]
+    Json(#[source] serde_json::Error),
+    /// A part of Firecracker that onggi doesn't have.
+    #[error("'{0}' in the configuration is not supported yet")]
+    NotSupported(&'static str),
+    /// `vcpu_count` is out of range.
+    #[error("'machine-config.vcpu_count' is {0}, it must be from 1 to {MAX_VCPUS}")]
+    VcpuCount(u64),
+    /// `mem_size_mib` is out of range.
+    #[error("'machine-config.mem_size_mib' is {0}, which is no size that a VM can have")]
+    MemorySize(u64),
+    /// A drive without a file.
+    #[error("drive '{0}' has no 'path_on_host'")]
+    NoPath(String),
+    /// A name that is empty, too long or has characters other than letters, digits and `_`.
+    #[error("'{0}' is no valid 'drive_id': letters, digits and '_' only")]
+    DriveId(String),
+    /// Two drives of one name.
+    #[error("two drives have the 'drive_id' '{0}'")]
+    DuplicateDrive(String),
+    /// Two root devices.
+    #[error("drives '{0}' and '{1}' can't both be the root device")]
+    TwoRoots(String, String),
+    /// CIDs 0 to 2 and 2^32 - 1 are reserved (VIRTIO 1.2 §5.10.4).
+    #[error("'vsock.guest_cid' is {0}, it must be from 3 to 4294967294")]
+    GuestCid(u64),
+}
+
+/// A microVM, as the file describes it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// What to boot.
+    pub boot_source: BootSource,
+    /// Block devices, the root device first, the others in the file's order.
+    pub drives: Vec<Drive>,
+    /// vCPUs and memory.
+    pub machine: MachineConfig,
+    /// The vsock device.
+    pub vsock: Option<Vsock>,
+    /// Whether the VM has an entropy device.
+    pub entropy: bool,
+    /// Where the monitor's own messages go.
+    pub logger: Option<Logger>,
+    /// Where the guest's serial console goes.
+    pub serial: Option<Serial>,
+}
+
+/// `boot-source`.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSource {
+    /// The kernel: an ELF `vmlinux` or a `bzImage`.
+    pub kernel_image_path: PathBuf,
+    /// An initial RAM file system.
+    pub initrd_path: Option<PathBuf>,
+    /// The kernel's command line.
+    pub boot_args: Option<String>,
+}
+
+/// One of `drives`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Drive {
+    /// The drive's name, also the serial number that the guest reads.
+    pub drive_id: String,
+    /// A file or block device.
+    pub path_on_host: PathBuf,
+    /// Whether the guest's root file system is on this drive.
+    pub is_root_device: bool,
+    /// The partition of the root device that holds the root file system.
+    pub partuuid: Option<String>,
+    /// Whether the guest may only read.
+    pub is_read_only: bool,
+    /// What the guest's flush requests do.
+    pub cache_type: CacheType,
+    /// How the file is read and written.
+    pub io_engine: IoEngine,
+}
+
+/// What a flush request does.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum CacheType {
+    /// Nothing: flush isn't offered to the guest.
+    #[default]
+    Unsafe,
+    /// Flushes reach the host's storage.
+    Writeback,
+}
+
+/// How a drive's file is read and written.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum IoEngine {
+    /// Blocking calls.
+    #[default]
+    Sync,
+    /// io_uring.
+    Async,
+}
+
+/// `machine-config`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// Number of vCPUs, from 1 to [`MAX_VCPUS`].
+    pub vcpu_count: u8,
+    /// Memory in MiB, not 0; the number of bytes fits in 64 bits.
+    pub mem_size_mib: u64,
+}
+
+impl Default for MachineConfig {
+    /// Firecracker's defaults.
+    fn default() -> Self {
+        MachineConfig {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+        }
+    }
+}
+
+/// `vsock`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Vsock {
+    /// The guest's address.
+    pub guest_cid: u32,
+    /// The host's Unix socket.
+    pub uds_path: PathBuf,
+}
+
+/// `logger`.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logger {
+    /// The file to append to.
+    pub log_path: Option<PathBuf>,
+    /// The least important level to log.
+    #[serde(default)]
+    pub level: LogLevel,
+    /// Whether lines name their level.
+    #[serde(default)]
+    pub show_level: bool,
+    /// Whether lines name the place in the code.
+    #[serde(default)]
+    pub show_log_origin: bool,
+    /// The only module to log.
+    pub module: Option<String>,
+}
+
+/// Importance of the monitor's messages.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum LogLevel {
+    /// Nothing.
+    #[serde(alias = "OFF")]
+    Off,
+    /// What made an operation fail.
+    #[serde(alias = "ERROR")]
+    Error,
+    /// What someone should look at.
+    #[serde(alias = "WARN", alias = "Warning", alias = "WARNING")]
+    Warn,
+    /// What happens.
+    #[default]
+    #[serde(alias = "INFO")]
+    Info,
+    /// What helps to find a mistake.
+    #[serde(alias = "DEBUG")]
+    Debug,
+    /// Everything.
+    #[serde(alias = "TRACE")]
+    Trace,
+}
+
+/// `serial`.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serial {
+    /// The file that receives what the guest prints.
+    pub serial_out_path: Option<PathBuf>,
+}
+
+impl VmConfig {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn parse(json: &[u8]) -> Result<VmConfig, Error> {
+        let document: Document = serde_json::from_slice(json).map_err(Error::Json)?;
+        document.into_config()
+    }
+
+    /// The kernel's command line: `boot_args`, or `default` where there are none, and the root
+    /// device where a drive is one.
+    pub fn command_line(&self, default: &str) -> String {
+        let mut line = self
+            .boot_source
+            .boot_args
+            .as_deref()
+            .unwrap_or(default)
+            .to_owned();
+        if let Some(root) = self.drives.iter().find(|drive| drive.is_root_device) {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            match &root.partuuid {
+                Some(uuid) => line.push_str(&format!("root=PARTUUID={uuid}")),
+                None => line.push_str("root=/dev/vda"),
+            }
+            line.push_str(if root.is_read_only { " ro" } else { " rw" });
+        }
+        line
+    }
+}
+
+/// The file as it is written, with the parts that are recognised only to be refused.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Document {
+    boot_source: BootSource,
+    #[serde(default)]
+    drives: Vec<DriveSection>,
+    machine_config: Option<MachineSection>,
+    vsock: Option<VsockSection>,
+    entropy: Option<EntropySection>,
+    logger: Option<Logger>,
+    serial: Option<Serial>,
+    balloon: Option<Value>,
+    cpu_config: Option<Value>,
+    memory_hotplug: Option<Value>,
+    metrics: Option<Value>,
+    mmds_config: Option<Value>,
+    network_interfaces: Option<Value>,
+    pmem: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DriveSection {
+    drive_id: String,
+    path_on_host: Option<PathBuf>,
+    #[serde(default)]
+    is_root_device: bool,
+    partuuid: Option<String>,
+    is_read_only: Option<bool>,
+    #[serde(default)]
+    cache_type: CacheType,
+    io_engine: Option<IoEngine>,
+    rate_limiter: Option<Value>,
+    socket: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MachineSection {
+    vcpu_count: u64,
+    mem_size_mib: u64,
+    #[serde(default)]
+    smt: bool,
+    cpu_template: Option<String>,
+    #[serde(default)]
+    track_dirty_pages: bool,
+    huge_pages: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VsockSection {
+    guest_cid: u64,
+    uds_path: PathBuf,
+    /// Deprecated by Firecracker, which ignores it.
+    #[serde(rename = "vsock_id")]
+    _vsock_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntropySection {
+    rate_limiter: Option<Value>,
+}
+
+/// Refuses `part` where it asks for something: `null` and an empty list don't.
+fn refuse(part: &'static str, value: Option<&Value>) -> Result<(), Error> {
+    match value {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Array(list)) if list.is_empty() => Ok(()),
+        Some(_) => Err(Error::NotSupported(part)),
+    }
+}
+
+impl Document {
+    fn into_config(self) -> Result<VmConfig, Error> {
+        for (part, value) in [
+            ("balloon", &self.balloon),
+            ("cpu-config", &self.cpu_config),
+            ("memory-hotplug", &self.memory_hotplug),
+            ("metrics", &self.metrics),
+            ("mmds-config", &self.mmds_config),
+            ("network-interfaces", &self.network_interfaces),
+            ("pmem", &self.pmem),
+        ] {
+            refuse(part, value.as_ref())?;
+        }
+        if let Some(entropy) = &self.entropy {
+            refuse("entropy.rate_limiter", entropy.rate_limiter.as_ref())?;
+        }
+        Ok(VmConfig {
+            boot_source: self.boot_source,
+            drives: drives(self.drives)?,
+            machine: match self.machine_config {
+                Some(section) => section.check()?,
+                None => MachineConfig::default(),
+            },
+            vsock: self.vsock.map(VsockSection::check).transpose()?,
+            entropy: self.entropy.is_some(),
+            logger: self.logger,
+            serial: self.serial,
+        })
+    }
+}
+
+/// Checks the drives one by one and together, and puts the root device first, so that it is
+/// `/dev/vda` whatever its place in the file.
+fn drives(sections: Vec<DriveSection>) -> Result<Vec<Drive>, Error> {
+    let mut drives = Vec::with_capacity(sections.len());
+    let mut names = HashSet::new();
+    let mut root: Option<String> = None;
+    for section in sections {
+        let drive = section.check()?;
+        if !names.insert(drive.drive_id.clone()) {
+            return Err(Error::DuplicateDrive(drive.drive_id));
+        }
+        if !drive.is_root_device {
+            drives.push(drive);
+        } else if let Some(first) = root {
+            return Err(Error::TwoRoots(first, drive.drive_id));
+        } else {
+            root = Some(drive.drive_id.clone());
+            drives.insert(0, drive);
+        }
+    }
+    Ok(drives)
+}
+
+impl DriveSection {
+    fn check(self) -> Result<Drive, Error> {
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if self.drive_id.is_empty() || !self.drive_id.chars().all(valid) {
+            return Err(Error::DriveId(self.drive_id));
+        }
+        refuse("drives.rate_limiter", self.rate_limiter.as_ref())?;
+        refuse("drives.socket", self.socket.as_ref())?;
+        let Some(path_on_host) = self.path_on_host else {
+            return Err(Error::NoPath(self.drive_id));
+        };
+        Ok(Drive {
+            drive_id: self.drive_id,
+            path_on_host,
+            is_root_device: self.is_root_device,
+            partuuid: self.partuuid,
+            is_read_only: self.is_read_only.unwrap_or(false),
+            cache_type: self.cache_type,
+            io_engine: self.io_engine.unwrap_or_default(),
+        })
+    }
+}
+
+impl MachineSection {
+    fn check(self) -> Result<MachineConfig, Error> {
+        let asked = |value: &Option<String>| value.as_deref().is_some_and(|v| v != "None");
+        for (part, asked) in [
+            ("machine-config.smt", self.smt),
+            ("machine-config.cpu_template", asked(&self.cpu_template)),
+            ("machine-config.track_dirty_pages", self.track_dirty_pages),
+            ("machine-config.huge_pages", asked(&self.huge_pages)),
+        ] {
+            if asked {
+                return Err(Error::NotSupported(part));
+            }
+        }
+        let vcpu_count = u8::try_from(self.vcpu_count)
+            .ok()
+            .filter(|count| (1..=MAX_VCPUS).contains(count))
+            .ok_or(Error::VcpuCount(self.vcpu_count))?;
+        if self.mem_size_mib == 0 || self.mem_size_mib > u64::MAX >> 20 {
+            return Err(Error::MemorySize(self.mem_size_mib));
+        }
+        Ok(MachineConfig {
+            vcpu_count,
+            mem_size_mib: self.mem_size_mib,
+        })
+    }
+}
+
+impl VsockSection {
+    fn check(self) -> Result<Vsock, Error> {
+        let guest_cid = u32::try_from(self.guest_cid)
+            .ok()
+            .filter(|cid| (3..u32::MAX).contains(cid))
+            .ok_or(Error::GuestCid(self.guest_cid))?;
+        Ok(Vsock {
+            guest_cid,
+            uds_path: self.uds_path,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod tests;

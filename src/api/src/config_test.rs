@@ -1,0 +1,179 @@
+use std::error::Error as _;
+
+use super::*;
+
+const KERNEL: &str = r#""boot-source": {"kernel_image_path": "vmlinux"}"#;
+
+fn parse(rest: &str) -> Result<VmConfig, Error> {
+    VmConfig::parse(format!("{{{KERNEL}{rest}}}").as_bytes())
+}
+
+fn refused(rest: &str) -> String {
+    match parse(rest) {
+        Ok(config) => panic!("{rest} gave {config:?}"),
+        Err(error) => match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+/// The example of Firecracker's own documentation, with all of the sections that onggi has.
+#[test]
+fn whole_file() {
+    let config = VmConfig::parse(
+        br#"{
+          "boot-source": {
+            "kernel_image_path": "vmlinux.bin",
+            "boot_args": "console=ttyS0 reboot=k panic=1 pci=off",
+            "initrd_path": null
+          },
+          "drives": [
+            {"drive_id": "data", "path_on_host": "data.img", "is_root_device": false,
+             "is_read_only": true, "io_engine": "Async", "rate_limiter": null, "socket": null},
+            {"drive_id": "rootfs", "partuuid": null, "is_root_device": true,
+             "cache_type": "Writeback", "is_read_only": false,
+             "path_on_host": "bionic.rootfs.ext4", "io_engine": "Sync"}
+          ],
+          "machine-config": {
+            "vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false,
+            "huge_pages": "None", "cpu_template": "None"
+          },
+          "cpu-config": null,
+          "balloon": null,
+          "network-interfaces": [],
+          "vsock": {"vsock_id": "v", "guest_cid": 3, "uds_path": "./v.sock"},
+          "logger": {"log_path": "log", "level": "Debug", "show_level": true},
+          "serial": {"serial_out_path": "console"},
+          "metrics": null,
+          "mmds-config": null,
+          "entropy": {}
+        }"#,
+    )
+    .unwrap();
+
+    assert_eq!(
+        config.boot_source.kernel_image_path,
+        PathBuf::from("vmlinux.bin")
+    );
+    assert_eq!(config.machine.vcpu_count, 2);
+    assert_eq!(config.machine.mem_size_mib, 1024);
+    assert!(config.entropy);
+    assert_eq!(
+        config.vsock,
+        Some(Vsock {
+            guest_cid: 3,
+            uds_path: "./v.sock".into()
+        })
+    );
+    assert_eq!(
+        config.logger.as_ref().map(|l| l.level),
+        Some(LogLevel::Debug)
+    );
+    let names: Vec<_> = config.drives.iter().map(|d| d.drive_id.as_str()).collect();
+    assert_eq!(names, ["rootfs", "data"], "the root device comes first");
+    assert_eq!(config.drives[0].cache_type, CacheType::Writeback);
+    assert_eq!(config.drives[1].io_engine, IoEngine::Async);
+    assert_eq!(
+        config.command_line("unused"),
+        "console=ttyS0 reboot=k panic=1 pci=off root=/dev/vda rw"
+    );
+}
+
+#[test]
+fn defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config.machine, MachineConfig::default());
+    assert!(config.drives.is_empty() && !config.entropy && config.vsock.is_none());
+    assert_eq!(config.command_line("quiet"), "quiet");
+}
+
+#[test]
+fn root_by_partition() {
+    let config = parse(
+        r#","drives":[{"drive_id":"r","path_on_host":"r","is_root_device":true,
+           "partuuid":"0eaa91a0-01","is_read_only":true}]"#,
+    )
+    .unwrap();
+    assert_eq!(config.command_line(""), "root=PARTUUID=0eaa91a0-01 ro");
+}
+
+#[test]
+fn parts_that_do_not_exist_are_named() {
+    for (json, part) in [
+        (r#","balloon":{"amount_mib":1}"#, "balloon"),
+        (
+            r#","network-interfaces":[{"iface_id":"eth0"}]"#,
+            "network-interfaces",
+        ),
+        (r#","metrics":{"metrics_path":"m"}"#, "metrics"),
+        (r#","mmds-config":{}"#, "mmds-config"),
+        (r#","cpu-config":"template.json""#, "cpu-config"),
+        (r#","pmem":[{}]"#, "pmem"),
+        (r#","memory-hotplug":{}"#, "memory-hotplug"),
+        (r#","entropy":{"rate_limiter":{}}"#, "entropy.rate_limiter"),
+        (
+            r#","drives":[{"drive_id":"a","path_on_host":"a","is_root_device":false,"rate_limiter":{}}]"#,
+            "drives.rate_limiter",
+        ),
+        (
+            r#","drives":[{"drive_id":"a","is_root_device":false,"socket":"s"}]"#,
+            "drives.socket",
+        ),
+        (
+            r#","machine-config":{"vcpu_count":2,"mem_size_mib":1,"smt":true}"#,
+            "machine-config.smt",
+        ),
+        (
+            r#","machine-config":{"vcpu_count":1,"mem_size_mib":2,"huge_pages":"2M"}"#,
+            "machine-config.huge_pages",
+        ),
+    ] {
+        assert_eq!(
+            refused(json),
+            format!("'{part}' in the configuration is not supported yet")
+        );
+    }
+}
+
+#[test]
+fn unknown_and_missing_fields() {
+    assert!(refused(r#","drive":[]"#).contains("unknown field `drive`"));
+    assert!(
+        refused(r#","machine-config":{"vcpu_count":1,"mem_size_mib":1,"ht_enabled":true}"#)
+            .contains("unknown field `ht_enabled`")
+    );
+    assert!(refused(r#","machine-config":{"vcpu_count":1}"#).contains("mem_size_mib"));
+    let error = VmConfig::parse(b"{}").unwrap_err();
+    assert!(error.source().unwrap().to_string().contains("boot-source"));
+    for garbage in [&b""[..], b"[]", b"\xff", b"{\"boot-source\": 3}"] {
+        assert!(matches!(VmConfig::parse(garbage), Err(Error::Json(_))));
+    }
+}
+
+#[test]
+fn values_out_of_range() {
+    for (count, size) in [(0, 1), (33, 1), (256, 1), (1, 0), (1, u64::MAX)] {
+        let json = format!(r#","machine-config":{{"vcpu_count":{count},"mem_size_mib":{size}}}"#);
+        assert!(refused(&json).contains("machine-config"), "{json}");
+    }
+    for cid in [0, 2, 0xffff_ffff, 0x1_0000_0003_u64] {
+        let json = format!(r#","vsock":{{"guest_cid":{cid},"uds_path":"v"}}"#);
+        assert!(refused(&json).contains("guest_cid"), "{json}");
+    }
+}
+
+#[test]
+fn drives_that_conflict() {
+    let drive = |id: &str, root: bool| {
+        format!(r#"{{"drive_id":"{id}","path_on_host":"f","is_root_device":{root}}}"#)
+    };
+    let list = |a: String, b: String| format!(r#","drives":[{a},{b}]"#);
+    assert!(refused(&list(drive("a", true), drive("b", true))).contains("root device"));
+    assert!(refused(&list(drive("a", false), drive("a", false))).contains("two drives"));
+    for bad in ["", "../a", "a b"] {
+        assert!(refused(&list(drive("ok", false), drive(bad, false))).contains("drive_id"));
+    }
+    let json = r#","drives":[{"drive_id":"a","is_root_device":false}]"#;
+    assert_eq!(refused(json), "drive 'a' has no 'path_on_host'");
+}
