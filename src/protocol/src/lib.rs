@@ -1,1 +1,90 @@
-//! placeholder
+//! What host and guest say to each other: the messages, and how they are framed.
+//!
+//! This page is the specification. Both sides are always of one build's [`VERSION`]; nothing here
+//! depends on either of them.
+//!
+//! # Connections
+//!
+//! The guest's PID 1 opens every connection, to vsock CID [`HOST_CID`], port [`PORT`]. The first
+//! frame on each says what the connection is for: an [`Opening`].
+//!
+//! * [`Opening::Hello`] makes it *the control connection*, one per VM, open for the life of the VM.
+//!   It is the first connection that the guest opens. When either side loses it, the VM powers off.
+//! * [`Opening::Stream`] makes it *a stream* of one process. After that frame it carries raw bytes.
+//!
+//! # Frames
+//!
+//! A frame is its length as a little-endian `u32` (not counting these four bytes), then so many
+//! bytes of JSON: one message. A frame holds at most [`MAX_FRAME`] bytes. A frame that is longer,
+//! that is cut short, or that doesn't hold a known message is an error, after which the reader
+//! gives the connection up: there's no resynchronising. [`read_frame`] and [`write_frame`] do this.
+//!
+//! # The control connection
+//!
+//! ```text
+//!   guest                                   host
+//!   Hello{version, boot_id, kernel} ──────►
+//!                                   ◄────── Welcome{version, time}
+//!                                   ◄────── Run{id, process, container}   (may follow at once)
+//!   Stream{id, …} on connections of their own
+//!   Started{id, pid} or Failed{id, kind} ─►
+//!                                   ◄────── Signal{id}, Resize{id}        (any time)
+//!   Exited{id, status} ───────────────────►
+//!                                   ◄────── Shutdown
+//!   (powers off)
+//! ```
+//!
+//! A side that sees another version than its own closes the connection. `Welcome` comes first from
+//! the host and only once. The host chooses ids; an id names one process for the life of the VM and
+//! is never used again. Each `Run` gets either one `Failed`, or one `Started` and later one
+//! `Exited`. Nothing follows `Failed` or `Exited` for that id. `Signal` and `Resize` for an id that
+//! has no running process are ignored: the process may have ended while they were under way. Those
+//! that arrive before the process has started are applied when it starts.
+//!
+//! # Streams
+//!
+//! A process with a terminal has one stream, [`StreamKind::Terminal`], in both directions. Any
+//! other has [`StreamKind::Stdout`] and [`StreamKind::Stderr`] (guest to host), and
+//! [`StreamKind::Stdin`] (host to guest) if [`Process::stdin`] asks for it. The guest opens all of
+//! them before it sends `Started`, in any order; when it sends `Failed`, some may not have come and
+//! those that have are closed.
+//!
+//! Back-pressure and end-of-file are the transport's:
+//!
+//! * The guest reads from the process only as fast as the host takes it.
+//! * The host half-closes a `Stdin` stream (`shutdown(SHUT_WR)`): the process reads end-of-file.
+//!   Half-closing a `Terminal` stream ends the input and nothing else. Without [`Process::stdin`]
+//!   what the host sends on a terminal is ignored.
+//! * The guest closes a `Stdin` stream when the process no longer reads: the host's writes fail.
+//! * The host closes an output stream: the process's writes to it fail (`SIGPIPE`, `EPIPE`), and
+//!   for a terminal it is hung up (`SIGHUP`).
+//!
+//! # The end of a process
+//!
+//! The guest sends `Exited` only after it has written everything that the process and its children
+//! wrote before the process exited, and has closed the output streams. The process is PID 1 of its
+//! container: its end kills all others in it, so nobody can hold an output open. A reader that
+//! holds back an output therefore holds back `Exited`.
+//!
+//! The connections are independent, so `Exited` may be *seen* before the last bytes. **The host has
+//! everything once it has read `Exited` and end-of-file on every output stream**, in whichever
+//! order.
+#![forbid(unsafe_code)]
+
+mod frame;
+mod message;
+
+pub use frame::{FrameError, MAX_FRAME, read_frame, write_frame};
+pub use message::{
+    Container, ExitStatus, FailureKind, GuestMessage, Hello, HostEntry, HostMessage, Opening,
+    Process, ProcessId, Resolver, Run, StreamKind, WindowSize,
+};
+
+/// Version of this protocol: it changes with every change of a message's meaning.
+pub const VERSION: u32 = 1;
+
+/// The vsock port on which the host listens.
+pub const PORT: u32 = 1024;
+
+/// The host's vsock CID (`VMADDR_CID_HOST`).
+pub const HOST_CID: u32 = 2;
