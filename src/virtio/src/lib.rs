@@ -2,4 +2,9 @@
 //! of KVM and of the formats of files.
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod device;
+pub mod queue;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
+mod walk;

@@ -1,0 +1,305 @@
+//! A split virtqueue as a device sees it (VIRTIO 1.2 §2.7).
+//!
+//! A worker serves a queue in batches:
+//!
+//! ```text
+//! loop {
+//!     while let Some(chain) = queue.pop() { … queue.complete(chain, written); }
+//!     queue.notify();               // one interrupt for the batch, if the driver wants any
+//!     if queue.arm() { continue; }  // more came in meanwhile
+//!     wait for the kick, or for being told to stop
+//! }
+//! ```
+//!
+//! Nothing that a driver writes reaches the worker as an error. A chain that breaks the rules goes
+//! back at once, used with length zero. A ring that breaks them (more entries than it can hold, a
+//! head past the table) can't be followed any further: the queue goes silent and the device is
+//! marked `DEVICE_NEEDS_RESET`.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::chain::Chain;
+use crate::device::{Memory, Notifier, QueueLayout, QueueStart, QueueState, StartError};
+use crate::walk::{BadChain, walk};
+
+/// Indirect descriptors (§2.7.5.3), which a [`Queue`] always can serve.
+pub const FEATURE_INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// Notifications by index (§2.7.7.2, §2.7.10), which a [`Queue`] always can serve.
+pub const FEATURE_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// Why a queue can't be followed any further.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the available ring claims {0} outstanding entries, more than it can hold")]
+    AvailIndex(u16),
+    #[error("the available ring names descriptor {0}, past the table")]
+    Head(u16),
+    #[error("a ring is not accessible")]
+    Ring(#[source] virtio_queue::Error),
+    #[error("the available ring is not accessible")]
+    Available(#[source] vm_memory::GuestMemoryError),
+}
+
+/// A running virtqueue.
+pub struct Queue {
+    index: u16,
+    memory: Memory,
+    /// Guest memory as of the running batch.
+    snapshot: Arc<GuestMemoryMmap>,
+    rings: virtio_queue::Queue,
+    notifier: Arc<dyn Notifier>,
+    indirect: bool,
+    event_idx: bool,
+    /// The available index up to which the running batch goes.
+    batch: Option<u16>,
+    /// Chains were used since the last [`Self::notify`].
+    used: bool,
+    broken: bool,
+    bad_chains: u64,
+}
+
+impl Queue {
+    /// Makes a queue out of what the transport hands over, and gives the kick back on its own.
+    ///
+    /// `max_size` is the size in the device's description.
+    ///
+    /// # Errors
+    /// [`StartError::Layout`] where the rings are misaligned, outside guest memory, or of a size
+    /// that is no power of two up to `max_size`.
+    pub fn new(
+        index: u16,
+        max_size: u16,
+        start: QueueStart,
+    ) -> Result<(Self, EventFd), StartError> {
+        let snapshot = start.memory.memory().into_inner();
+        let event_idx = start.features & FEATURE_EVENT_IDX != 0;
+        let mut rings = rings(max_size, &start.layout).map_err(|_| StartError::Layout(index))?;
+        rings.set_event_idx(event_idx);
+        rings.set_next_avail(start.state.next_avail);
+        rings.set_next_used(start.state.next_used);
+        rings.set_ready(true);
+        if !rings.is_valid(&*snapshot) {
+            return Err(StartError::Layout(index));
+        }
+        let queue = Self {
+            index,
+            memory: start.memory,
+            snapshot,
+            rings,
+            notifier: start.notifier,
+            indirect: start.features & FEATURE_INDIRECT != 0,
+            event_idx,
+            batch: None,
+            used: false,
+            broken: false,
+            bad_chains: 0,
+        };
+        Ok((queue, start.kick))
+    }
+
+    /// The queue's number within its device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The number of descriptors that the driver chose; no more chains are ever out at once.
+    pub fn size(&self) -> u16 {
+        self.rings.size()
+    }
+
+    /// Takes the next chain of the running batch; `None` ends the batch, and the next call begins
+    /// another. A batch is what the driver had made available when it began, so that a driver which
+    /// keeps adding does not keep the worker from being stopped.
+    pub fn pop(&mut self) -> Option<Chain> {
+        loop {
+            let (head, position) = match self.next_head() {
+                Ok(next) => next?,
+                Err(broken) => {
+                    self.fail(&broken);
+                    return None;
+                }
+            };
+            let table = GuestAddress(self.rings.desc_table());
+            match walk(&self.snapshot, table, self.size(), head, self.indirect) {
+                Ok((segments, readable)) => {
+                    let memory = self.snapshot.clone();
+                    return Some(Chain::new(memory, head, position, segments, readable));
+                }
+                Err(bad) => self.refuse(head, bad),
+            }
+        }
+    }
+
+    /// Gives a chain back to the driver; `written` is the number of bytes that the device wrote
+    /// into it. The driver hears of it with the next [`Self::notify`].
+    pub fn complete(&mut self, chain: Chain, written: u32) {
+        self.add_used(chain.head(), written);
+        chain.mark_returned();
+    }
+
+    /// Undoes the last [`Self::pop`]: the chain is popped again next time.
+    ///
+    /// # Errors
+    /// Gives the chain back where it is not the last one that was popped.
+    pub fn put_back(&mut self, chain: Chain) -> Result<(), Chain> {
+        if chain.position().wrapping_add(1) != self.rings.next_avail() {
+            return Err(chain);
+        }
+        self.rings.set_next_avail(chain.position());
+        chain.mark_returned();
+        Ok(())
+    }
+
+    /// Interrupts the driver if chains were completed since the last call and it wants to know.
+    pub fn notify(&mut self) {
+        if !std::mem::take(&mut self.used) || self.broken {
+            return;
+        }
+        match self.wants_interrupt() {
+            Ok(true) => self.notifier.queue_used(self.index),
+            Ok(false) => {}
+            Err(broken) => self.fail(&broken),
+        }
+    }
+
+    /// Asks the driver for kicks again. Returns whether more chains have come in, which may have
+    /// done so without a kick.
+    pub fn arm(&mut self) -> bool {
+        if self.broken {
+            return false;
+        }
+        match self.rings.enable_notification(&*self.snapshot) {
+            Ok(more) => more,
+            Err(error) => {
+                self.fail(&Broken::Ring(error));
+                false
+            }
+        }
+    }
+
+    /// How far the queue has come.
+    pub fn state(&self) -> QueueState {
+        QueueState {
+            next_avail: self.rings.next_avail(),
+            next_used: self.rings.next_used(),
+        }
+    }
+
+    /// Marks the device as needing a reset; the queue gives out nothing more.
+    pub fn needs_reset(&mut self) {
+        if !std::mem::replace(&mut self.broken, true) {
+            self.notifier.needs_reset();
+        }
+    }
+
+    /// The head and the position of the next entry of the batch.
+    fn next_head(&mut self) -> Result<Option<(u16, u16)>, Broken> {
+        if self.broken {
+            return Ok(None);
+        }
+        let position = self.rings.next_avail();
+        let end = match self.batch {
+            Some(end) => end,
+            None => self.begin_batch()?,
+        };
+        if position == end {
+            self.batch = None;
+            return Ok(None);
+        }
+        let slot = u64::from(position % self.size());
+        let entry = GuestAddress(self.rings.avail_ring() + 4 + 2 * slot);
+        let head: u16 = self
+            .snapshot
+            .load(entry, Ordering::Acquire)
+            .map_err(Broken::Available)?;
+        let head = u16::from_le(head);
+        if head >= self.size() {
+            return Err(Broken::Head(head));
+        }
+        self.rings.set_next_avail(position.wrapping_add(1));
+        Ok(Some((head, position)))
+    }
+
+    /// Fixes the end of a new batch, and silences kicks while it is worked on.
+    fn begin_batch(&mut self) -> Result<u16, Broken> {
+        self.snapshot = self.memory.memory().into_inner();
+        let memory = &*self.snapshot;
+        let end = self
+            .rings
+            .avail_idx(memory, Ordering::Acquire)
+            .map_err(Broken::Ring)?
+            .0;
+        // Counted from the used index, so that a driver can't have more chains out than fit.
+        let outstanding = end.wrapping_sub(self.rings.next_used());
+        if outstanding > self.size() {
+            return Err(Broken::AvailIndex(outstanding));
+        }
+        if end != self.rings.next_avail() {
+            self.rings
+                .disable_notification(memory)
+                .map_err(Broken::Ring)?;
+        }
+        self.batch = Some(end);
+        Ok(end)
+    }
+
+    fn wants_interrupt(&mut self) -> Result<bool, Broken> {
+        let memory = &*self.snapshot;
+        if self.event_idx {
+            return self.rings.needs_notification(memory).map_err(Broken::Ring);
+        }
+        // The used index must be visible before the driver's wish is read (§2.7.7.2).
+        fence(Ordering::SeqCst);
+        let flags: u16 = memory
+            .load(GuestAddress(self.rings.avail_ring()), Ordering::Relaxed)
+            .map_err(Broken::Available)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    fn add_used(&mut self, head: u16, written: u32) {
+        if self.broken {
+            return;
+        }
+        match self.rings.add_used(&*self.snapshot, head, written) {
+            Ok(()) => self.used = true,
+            Err(error) => self.fail(&Broken::Ring(error)),
+        }
+    }
+
+    /// Gives back a chain that breaks the rules.
+    fn refuse(&mut self, head: u16, bad: BadChain) {
+        self.bad_chains += 1;
+        // A driver that does this on purpose must not fill the log.
+        if self.bad_chains.is_power_of_two() {
+            tracing::warn!(queue = self.index, head, count = self.bad_chains, "{bad}");
+        }
+        self.add_used(head, 0);
+    }
+
+    fn fail(&mut self, broken: &Broken) {
+        tracing::warn!(queue = self.index, "virtqueue stopped: {broken}");
+        self.needs_reset();
+    }
+}
+
+/// The rings as a driver laid them out.
+fn rings(max_size: u16, layout: &QueueLayout) -> Result<virtio_queue::Queue, virtio_queue::Error> {
+    let mut rings = virtio_queue::Queue::new(max_size)?;
+    rings.try_set_size(layout.size)?;
+    rings.try_set_desc_table_address(layout.descriptor_table)?;
+    rings.try_set_avail_ring_address(layout.available_ring)?;
+    rings.try_set_used_ring_address(layout.used_ring)?;
+    Ok(rings)
+}
+
+#[cfg(test)]
+#[path = "queue_test.rs"]
+mod tests;
