@@ -1,1 +1,21 @@
-//! placeholder
+//! What disks are made of, and how requests to them are carried out: raw files, block devices and
+//! disks put together from several files, served by io_uring straight from and to guest memory.
+//!
+//! The crate knows nothing of virtio. A frontend opens a [`Disk`], and each of its workers serves
+//! that disk with an [`Engine`] of its own. Further formats (copy-on-write overlays, qcow2) are new
+//! ways to make a [`Disk`] out of extents.
+
+mod buffer;
+mod disk;
+mod engine;
+mod file;
+mod gpt;
+mod job;
+mod ring;
+mod sys;
+
+pub use buffer::GuestBuffer;
+pub use disk::{Disk, DiskError, SECTOR};
+pub use engine::{Completion, Engine, EngineError, Request};
+pub use file::Access;
+pub use gpt::{MAX_PARTITIONS, Partition};

@@ -1,0 +1,206 @@
+//! The data of a request: ranges of guest memory that stay mapped while the kernel works on them.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
+
+/// The most vectors that one system call takes (`UIO_MAXIOV`).
+const MAX_VECTORS: usize = 1024;
+
+/// Zeros for file systems that can't make zeros themselves.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// The most zeros written by one call.
+pub(crate) const MAX_ZEROS: u64 = 1 << 20;
+
+/// Ranges of guest memory that a request reads into or writes from, in order. It never becomes a
+/// Rust reference: only the kernel and volatile copies touch it.
+#[derive(Debug, Clone)]
+pub struct GuestBuffer {
+    memory: Arc<GuestMemoryMmap>,
+    ranges: Vec<(GuestAddress, u32)>,
+    /// The first range with bytes left.
+    at: usize,
+    /// Bytes of that range that are done.
+    offset: u32,
+    left: u64,
+}
+
+impl GuestBuffer {
+    /// The ranges need not be checked: one outside `memory` makes its request fail.
+    pub fn new(memory: Arc<GuestMemoryMmap>, ranges: Vec<(GuestAddress, u32)>) -> Self {
+        let left = ranges.iter().map(|&(_, len)| u64::from(len)).sum();
+        Self {
+            memory,
+            ranges,
+            at: 0,
+            offset: 0,
+            left,
+        }
+    }
+
+    /// Bytes still to transfer: all of them in a request that was not begun.
+    pub fn len(&self) -> u64 {
+        self.left
+    }
+
+    /// Whether there is nothing to transfer.
+    pub fn is_empty(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The ranges with bytes left, the first without what is done of it.
+    fn rest(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
+        let done = self.offset;
+        let skip = move |at: usize| if at == 0 { done } else { 0 };
+        self.ranges[self.at..]
+            .iter()
+            .enumerate()
+            .map(move |(at, &(addr, len))| {
+                let skip = skip(at);
+                (GuestAddress(addr.0.wrapping_add(skip.into())), len - skip)
+            })
+            .filter(|&(_, len)| len > 0)
+    }
+
+    /// Notes that `count` bytes are transferred.
+    pub(crate) fn advance(&mut self, count: u64) {
+        let mut count = count.min(self.left);
+        self.left -= count;
+        while let Some(&(_, len)) = self.ranges.get(self.at) {
+            let rest = u64::from(len - self.offset);
+            if count < rest {
+                // Less than `rest`, which is 32 bits wide.
+                self.offset += count as u32;
+                return;
+            }
+            count -= rest;
+            self.at += 1;
+            self.offset = 0;
+        }
+    }
+
+    /// Copies `bytes` to the front, and goes past them.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut bytes = bytes;
+        while !bytes.is_empty() {
+            let (addr, len) = self.rest().next().ok_or_else(fault)?;
+            let (now, later) = bytes.split_at(bytes.len().min(len as usize));
+            self.memory.write_slice(now, addr).map_err(into_io)?;
+            self.advance(now.len() as u64);
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    /// Writes `count` zeros to the front, and goes past them.
+    pub(crate) fn fill_zeros(&mut self, count: u64) -> io::Result<()> {
+        let mut left = count;
+        while left > 0 {
+            let step = left.min(ZEROS.len() as u64);
+            self.fill(&ZEROS[..step as usize])?;
+            left -= step;
+        }
+        Ok(())
+    }
+
+    /// Vectors for the kernel to write to, of at most `max` bytes from the front.
+    pub(crate) fn writable(&self, max: u64) -> io::Result<WritableIoVecs> {
+        self.vectors(max, Permissions::Write).map(WritableIoVecs)
+    }
+
+    /// Vectors for the kernel to read from, of at most `max` bytes from the front.
+    pub(crate) fn readable(&self, max: u64) -> io::Result<ReadableIoVecs> {
+        self.vectors(max, Permissions::Read).map(ReadableIoVecs)
+    }
+
+    fn vectors(&self, max: u64, access: Permissions) -> io::Result<IoVecs> {
+        let mut left = max.min(self.left);
+        let mut list = Vec::with_capacity((self.ranges.len() - self.at).min(MAX_VECTORS));
+        for (addr, len) in self.rest() {
+            let want = u64::from(len).min(left) as usize;
+            let slices = self
+                .memory
+                .get_slices(addr, want, access)
+                .map_err(into_io)?;
+            for slice in slices {
+                let slice = slice.map_err(into_io)?;
+                if list.len() == MAX_VECTORS {
+                    left = 0;
+                    break;
+                }
+                list.push(libc::iovec {
+                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                    iov_len: slice.len(),
+                });
+                left -= slice.len() as u64;
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(IoVecs {
+            list,
+            _memory: Some(self.memory.clone()),
+        })
+    }
+}
+
+fn into_io(error: GuestMemoryError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error)
+}
+
+fn fault() -> io::Error {
+    io::Error::from_raw_os_error(libc::EFAULT)
+}
+
+/// Vectors whose memory stays mapped as long as they live.
+struct IoVecs {
+    list: Vec<libc::iovec>,
+    _memory: Option<Arc<GuestMemoryMmap>>,
+}
+
+impl IoVecs {
+    fn as_raw(&self) -> (*const libc::iovec, libc::c_int) {
+        // There are at most MAX_VECTORS.
+        (self.list.as_ptr(), self.list.len() as libc::c_int)
+    }
+}
+
+/// Vectors that the kernel may write to: guest memory.
+pub(crate) struct WritableIoVecs(IoVecs);
+
+/// Vectors that the kernel may only read: guest memory, or zeros.
+pub(crate) struct ReadableIoVecs(IoVecs);
+
+impl WritableIoVecs {
+    /// The list and its length. Both, and what they point to, are valid as long as `self` is.
+    pub(crate) fn as_raw(&self) -> (*const libc::iovec, libc::c_int) {
+        self.0.as_raw()
+    }
+}
+
+impl ReadableIoVecs {
+    /// `count` zeros, or [`MAX_ZEROS`] if that is less.
+    pub(crate) fn zeros(count: u64) -> Self {
+        let mut left = count.min(MAX_ZEROS);
+        let mut list = Vec::new();
+        while left > 0 {
+            let step = left.min(ZEROS.len() as u64);
+            list.push(libc::iovec {
+                iov_base: ZEROS.as_ptr().cast_mut().cast(),
+                iov_len: step as usize,
+            });
+            left -= step;
+        }
+        Self(IoVecs {
+            list,
+            _memory: None,
+        })
+    }
+
+    /// The list and its length. Both, and what they point to, are valid as long as `self` is.
+    pub(crate) fn as_raw(&self) -> (*const libc::iovec, libc::c_int) {
+        self.0.as_raw()
+    }
+}
