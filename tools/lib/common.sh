@@ -29,15 +29,9 @@ need_packages() {
     ((${#missing[@]})) || return 0
     [[ $EUID == 0 ]] || die "packages are missing; as root: apt-get install ${missing[*]}"
     step "Installing ${missing[*]}"
-    apt_lists
+    candidate "${missing[0]}" >/dev/null || refresh_apt
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
         "${missing[@]}" >/dev/null || die "apt-get could not install ${missing[*]}"
-}
-
-# Fetches apt's package lists when the machine has none yet.
-apt_lists() {
-    apt-cache policy linux-source-6.1 2>/dev/null | grep -q 'Candidate: [0-9]' && return
-    apt-get update -qq || die "apt-get update failed"
 }
 
 # need_rust: a cargo that is new enough for the workspace.
@@ -70,15 +64,20 @@ download_package() {
 
 # package_version NAME[=VERSION]: the version that apt would fetch.
 package_version() {
-    local version
     if [[ $1 == *=* ]]; then
         printf '%s\n' "${1#*=}"
-        return
+    else
+        candidate "$1" || { refresh_apt && candidate "$1"; } || die "apt knows no package $1"
     fi
-    apt_lists
-    version=$(apt-cache policy "$1" | sed -n 's/^  Candidate: \([^(].*\)/\1/p')
-    [[ $version ]] || die "apt knows no package $1"
-    printf '%s\n' "$version"
+}
+
+# The version of a package that apt would install; fails if it knows none, as
+# on a fresh machine, whose package lists were never fetched.
+candidate() { apt-cache policy "$1" | sed -n 's/^  Candidate: \([^(].*\)/\1/p' | grep .; }
+
+refresh_apt() {
+    step "Fetching apt's package lists"
+    apt-get update -qq >/dev/null || die "apt-get update failed"
 }
 
 # hash_of FILE-OR-TEXT...: one short hash over the contents of the files and
@@ -91,12 +90,12 @@ hash_of() {
 }
 
 # publish FILE NAME: puts FILE into the assets as NAME in one step, so that
-# nobody ever sees half a file. The copy keeps holes and shares blocks.
+# nobody ever sees half a file. The copy keeps holes; one that is there stays.
 publish() {
     local to=$ASSETS/$2
+    [[ -e $to && $(stat -c %s.%Y "$1") == $(stat -c %s.%Y "$to") ]] && return
     mkdir -p "$ASSETS"
-    [[ -e $to && $(readlink -f "$1") -ef $to ]] && return
-    cp --reflink=auto --sparse=always "$1" "$to.$$"
+    cp --reflink=auto --sparse=always --preserve=timestamps "$1" "$to.$$"
     mv -f "$to.$$" "$to"
 }
 
