@@ -1,1 +1,21 @@
-//! placeholder
+//! One virtual machine: memory, vCPUs, boot, buses, transports and the wiring of devices.
+//!
+//! [`Vm::create`] builds everything from a [`Config`] and starts nothing; [`Vm::run`] starts the
+//! vCPUs, serves the control loop on the calling thread and returns how the VM ended. A [`Handle`]
+//! stops it from elsewhere. The crate knows nothing of REST, images or containers.
+
+mod arch;
+mod bus;
+mod config;
+mod legacy;
+mod memory;
+mod mmio;
+mod vcpu;
+mod vm;
+
+pub use arch::BootError;
+pub use config::{BootProtocol, Config, MAX_VCPUS, Serial};
+pub use memory::MemoryError;
+pub use mmio::{MAX_DEVICES, MmioError};
+pub use vcpu::VcpuError;
+pub use vm::{Error, Exit, Handle, Vm};

@@ -1,0 +1,147 @@
+//! x86_64: a PC without firmware, PCI or a legacy interrupt controller of its own.
+
+#![allow(unsafe_code)] // reads the union that KVM shares with user space
+
+mod acpi;
+mod cpuid;
+mod layout;
+mod load;
+mod registers;
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::config::Serial;
+use crate::legacy::{I8042, PvPanic, SerialInput, SerialPort, SleepRegisters};
+use crate::mmio::WINDOW;
+use crate::vcpu::Buses;
+use crate::vm::{Ending, Error, refused};
+
+pub use layout::MEMORY_HOLE;
+pub use load::{BootError, Entry, load};
+
+/// The CPU features that a guest may have, as KVM tells them; asking is slow, so once a VM.
+pub struct CpuFeatures(kvm_bindings::CpuId);
+
+impl CpuFeatures {
+    /// Asks KVM.
+    pub fn of_host(kvm: &Kvm) -> Result<Self, Error> {
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map(Self)
+            .map_err(refused("tell the CPU features that it supports"))
+    }
+
+    /// How many bits a guest-physical address has.
+    pub fn physical_address_bits(&self) -> u8 {
+        cpuid::physical_address_bits(&self.0)
+    }
+}
+
+/// Creates the interrupt controllers: I/O APIC, local APICs and the legacy timer.
+pub fn create_interrupt_controller(vm: &VmFd) -> Result<(), Error> {
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(refused("place its identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(refused("place its task state segment"))?;
+    vm.create_irq_chip()
+        .map_err(refused("create the interrupt controller"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY, // port 0x61 reads sensibly, and nothing beeps
+        ..Default::default()
+    };
+    vm.create_pit2(pit).map_err(refused("create the timer"))
+}
+
+/// Creates `count` vCPUs; the first stands at `entry`, the others wait for their start-up
+/// interrupt.
+pub fn create_vcpus(
+    vm: &VmFd,
+    features: &CpuFeatures,
+    count: u8,
+    entry: &Entry,
+) -> Result<Vec<VcpuFd>, Error> {
+    (0..count)
+        .map(|id| {
+            let vcpu = vm
+                .create_vcpu(id.into())
+                .map_err(refused("create a vCPU"))?;
+            let cpuid = cpuid::for_vcpu(&features.0, id, count)
+                .map_err(|_| Error::MissingCapability("room for CPUID entries"))?;
+            vcpu.set_cpuid2(&cpuid)
+                .map_err(refused("set a vCPU's CPUID"))?;
+            registers::set_up(&vcpu, (id == 0).then_some(entry))?;
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+/// The platform's devices that others need to reach.
+pub struct Platform {
+    /// Types Ctrl-Alt-Del.
+    pub i8042: Arc<I8042>,
+    /// Feeds the serial port, where there is input.
+    pub serial_input: Option<SerialInput>,
+}
+
+/// Puts the platform's devices on the buses.
+pub fn add_platform(
+    vm: &VmFd,
+    buses: &mut Buses,
+    serial: Serial,
+    ending: &Arc<Ending>,
+) -> Result<Platform, Error> {
+    let interrupt = |gsi| {
+        let line = eventfd()?;
+        vm.register_irqfd(&line, gsi)
+            .map_err(refused("route an interrupt"))?;
+        Ok::<_, Error>(line)
+    };
+    let room = eventfd()?;
+    let port = Arc::new(SerialPort::new(
+        interrupt(layout::COM1_GSI)?,
+        room.try_clone().map_err(Error::EventFd)?,
+        serial.output,
+    ));
+    let i8042 = Arc::new(I8042::new(interrupt(layout::KEYBOARD_GSI)?, ending.clone()));
+    let sleep = Arc::new(SleepRegisters::new(ending.clone()));
+    let panic = Arc::new(PvPanic::new(ending.clone()));
+    let pio = &mut buses.pio;
+    pio.insert(layout::I8042_PORTS.0, layout::I8042_PORTS.1, i8042.clone());
+    pio.insert(layout::COM1_PORTS.0, layout::COM1_PORTS.1, port.clone());
+    pio.insert(layout::PVPANIC_PORTS.0, layout::PVPANIC_PORTS.1, panic);
+    pio.insert(layout::SLEEP_PORTS.0, layout::SLEEP_PORTS.1, sleep);
+    Ok(Platform {
+        i8042,
+        serial_input: serial
+            .input
+            .map(|input| SerialInput::new(port, input, room)),
+    })
+}
+
+fn eventfd() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::EventFd)
+}
+
+/// The register window and the interrupt of the virtio device in `slot`.
+pub fn mmio_slot(slot: usize) -> (u64, u32) {
+    let base = layout::MMIO_BASE + slot as u64 * WINDOW;
+    (base, layout::MMIO_FIRST_GSI + slot as u32)
+}
+
+/// What KVM says of an internal error.
+pub fn internal_suberror(vcpu: &mut VcpuFd) -> u32 {
+    // SAFETY: the caller has just seen KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member;
+    // all of the union is plain data.
+    unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror }
+}
+
+/// Where a vCPU stands, for a message.
+pub fn instruction_pointer(vcpu: &VcpuFd) -> String {
+    match vcpu.get_regs() {
+        Ok(regs) => format!("rip {:#x}", regs.rip),
+        Err(_) => "an unknown place".into(),
+    }
+}

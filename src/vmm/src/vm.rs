@@ -1,0 +1,279 @@
+//! Building a VM, running it, and how it ends.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::{self, BootError, CpuFeatures, Platform};
+use crate::config::{Config, MAX_VCPUS};
+use crate::legacy::{I8042, SerialInput};
+use crate::memory::{self, MemoryError};
+use crate::mmio::{MAX_DEVICES, MmioError, MmioTransport};
+use crate::vcpu::{Buses, VcpuError, Vcpus};
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered off.
+    Shutdown,
+    /// The guest asked for a reset. A microVM does not start again by itself.
+    Reset,
+    /// [`Handle::stop`] was called.
+    Stopped,
+    /// The guest's kernel reported a panic.
+    Panicked,
+    /// The guest's CPU met a fault that it could not handle.
+    TripleFault,
+    /// KVM could not go on; the text says why.
+    Failed(String),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shutdown => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest reset itself"),
+            Self::Stopped => f.write_str("the VM was stopped"),
+            Self::Panicked => f.write_str("the guest's kernel panicked"),
+            Self::TripleFault => f.write_str("the guest's CPU met a triple fault"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Why there is no VM.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `/dev/kvm` can't be opened.
+    #[error("/dev/kvm can't be opened")]
+    OpenKvm(#[source] io::Error),
+    /// The host's KVM is too old or lacks something.
+    #[error("this host's KVM lacks {0}")]
+    MissingCapability(&'static str),
+    /// KVM refused a step of the set-up.
+    #[error("KVM refused to {0}")]
+    Kvm(&'static str, #[source] io::Error),
+    /// A count that no VM can have.
+    #[error("{0} vCPUs are not possible: a VM has 1 to {MAX_VCPUS}")]
+    VcpuCount(u8),
+    /// The host is out of descriptors.
+    #[error("no event descriptor")]
+    EventFd(#[source] io::Error),
+    /// The control loop failed.
+    #[error("the control loop failed: {0}")]
+    EventLoop(event_manager::Error),
+    /// See the source.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// See the source.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// See the source.
+    #[error(transparent)]
+    Mmio(#[from] MmioError),
+    /// See the source.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+}
+
+/// Makes `Error::Kvm` of a failed ioctl.
+pub fn refused(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+    move |error| Error::Kvm(step, error.into())
+}
+
+/// The one place where a VM's end is noted: the first cause counts.
+pub struct Ending {
+    exit: Mutex<Option<Exit>>,
+    event: EventFd,
+}
+
+impl Ending {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            exit: Mutex::new(None),
+            event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
+    }
+
+    /// Ends the VM.
+    pub fn end(&self, exit: Exit) {
+        self.exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(exit);
+        // Fails only where the counter is full, and then the loop is about to look anyway.
+        let _ = self.event.write(1);
+    }
+
+    /// How the VM ended, if it did.
+    pub fn peek(&self) -> Option<Exit> {
+        self.exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Influences a VM from another thread, before and while it runs.
+#[derive(Clone)]
+pub struct Handle {
+    ending: Arc<Ending>,
+    i8042: Arc<I8042>,
+}
+
+impl Handle {
+    /// Ends the VM at once, whatever the guest is doing.
+    pub fn stop(&self) {
+        self.ending.end(Exit::Stopped);
+    }
+
+    /// Types Ctrl-Alt-Del, by which a Linux guest reboots in an orderly way, and so ends its VM.
+    pub fn ctrl_alt_del(&self) {
+        self.i8042.ctrl_alt_del();
+    }
+}
+
+/// A VM that has been built and does not run yet.
+pub struct Vm {
+    // Fields are dropped in this order: vCPUs before the devices and memory that they use.
+    vcpus: Vec<VcpuFd>,
+    buses: Arc<Buses>,
+    transports: Vec<Arc<MmioTransport>>,
+    serial_input: Option<SerialInput>,
+    handle: Handle,
+    _fd: VmFd,
+}
+
+impl Vm {
+    /// Builds the VM that `config` describes: memory with the kernel in it, vCPUs at its entry,
+    /// devices on their buses.
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing is left behind.
+    pub fn create(config: Config) -> Result<Self, Error> {
+        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+            return Err(Error::VcpuCount(config.vcpus));
+        }
+        if config.devices.len() > MAX_DEVICES {
+            return Err(MmioError::TooMany(config.devices.len()).into());
+        }
+        let kvm = open_kvm()?;
+        let features = CpuFeatures::of_host(&kvm)?;
+        let memory = memory::reserve(
+            config.memory_bytes,
+            &arch::MEMORY_HOLE,
+            features.physical_address_bits(),
+        )?;
+        let entry = arch::load(&config, &memory)?;
+        let fd = kvm.create_vm().map_err(refused("create a VM"))?;
+        memory::attach(&fd, &memory)?;
+        arch::create_interrupt_controller(&fd)?;
+        let vcpus = arch::create_vcpus(&fd, &features, config.vcpus, &entry)?;
+
+        let ending = Arc::new(Ending::new().map_err(Error::EventFd)?);
+        let mut buses = Buses {
+            pio: Default::default(),
+            mmio: Default::default(),
+        };
+        let Platform {
+            i8042,
+            serial_input,
+        } = arch::add_platform(&fd, &mut buses, config.serial, &ending)?;
+        let mut transports = Vec::with_capacity(config.devices.len());
+        for (slot, device) in config.devices.into_iter().enumerate() {
+            let (base, gsi) = arch::mmio_slot(slot);
+            let transport = MmioTransport::new(&fd, memory.clone(), device, base, gsi)?;
+            let transport = Arc::new(transport);
+            buses
+                .mmio
+                .insert(base, crate::mmio::WINDOW, transport.clone());
+            transports.push(transport);
+        }
+        Ok(Self {
+            vcpus,
+            buses: Arc::new(buses),
+            transports,
+            serial_input,
+            handle: Handle { ending, i8042 },
+            _fd: fd,
+        })
+    }
+
+    /// A handle to stop the VM from another thread.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Runs the VM until it ends, serving its control loop on this thread.
+    ///
+    /// When this has returned, no vCPU runs and the devices have finished what they had taken.
+    ///
+    /// # Errors
+    /// Only where the host can't run the VM at all; how a VM ends is an [`Exit`].
+    pub fn run(self) -> Result<Exit, Error> {
+        let ending = self.handle.ending;
+        let mut manager: EventManager<Box<dyn MutEventSubscriber>> =
+            EventManager::new().map_err(Error::EventLoop)?;
+        manager.add_subscriber(Box::new(Wakeup(ending.clone())));
+        if let Some(input) = self.serial_input {
+            manager.add_subscriber(Box::new(input));
+        }
+        let vcpus = Vcpus::start(self.vcpus, self.buses, ending.clone())?;
+        let exit = loop {
+            if let Some(exit) = ending.peek() {
+                break exit;
+            }
+            match manager.run() {
+                Ok(_) => {}
+                Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
+                Err(error) => return Err(Error::EventLoop(error)),
+            }
+        };
+        drop(vcpus);
+        for transport in &self.transports {
+            transport.shut_down();
+        }
+        Ok(exit)
+    }
+}
+
+/// Makes the control loop look whether the VM has ended.
+struct Wakeup(Arc<Ending>);
+
+impl MutEventSubscriber for Wakeup {
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Err(error) = ops.add(Events::new(&self.0.event, EventSet::IN)) {
+            // Without it the loop would never end; with an end noted it never starts.
+            self.0.end(Exit::Failed(format!(
+                "the control loop can't wait: {error}"
+            )));
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        let _ = self.0.event.read();
+    }
+}
+
+fn open_kvm() -> Result<Kvm, Error> {
+    let kvm = Kvm::new().map_err(|error| Error::OpenKvm(error.into()))?;
+    if kvm.get_api_version() != kvm_bindings::KVM_API_VERSION as i32 {
+        return Err(Error::MissingCapability("API version 12"));
+    }
+    let needed = [
+        (Cap::UserMemory, "user memory"),
+        (Cap::Irqchip, "an in-kernel interrupt controller"),
+        (Cap::Irqfd, "irqfd"),
+        (Cap::Ioeventfd, "ioeventfd"),
+        (Cap::ImmediateExit, "immediate exit"),
+    ];
+    match needed.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        Some((_, name)) => Err(Error::MissingCapability(name)),
+        None => Ok(kvm),
+    }
+}
