@@ -1,0 +1,7 @@
+//! A virtio-blk driver (VIRTIO 1.2 §5.2) and the probes that use it.
+
+mod driver;
+mod probes;
+
+pub use driver::{BLOCK, Blk, SECTOR_FEATURES, kind, outcome};
+pub use probes::{run, work};
