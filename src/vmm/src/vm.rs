@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use onggi_virtio::device::Memory;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -146,7 +147,9 @@ pub struct Vm {
     transports: Vec<Arc<MmioTransport>>,
     serial_input: Option<SerialInput>,
     handle: Handle,
+    // KVM knows the memory only by its address: it stays mapped for as long as there is a VM.
     _fd: VmFd,
+    _memory: Memory,
 }
 
 impl Vm {
@@ -201,6 +204,7 @@ impl Vm {
             serial_input,
             handle: Handle { ending, i8042 },
             _fd: fd,
+            _memory: memory,
         })
     }
 

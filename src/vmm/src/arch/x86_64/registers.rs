@@ -90,7 +90,7 @@ fn special(sregs: &mut kvm_sregs, entry: &Entry) {
     if long {
         sregs.cr3 = layout::PAGE_TABLES;
         sregs.cr4 |= CR4_PAE;
-        sregs.cr0 |= CR0_PE | CR0_ET | CR0_PG;
+        sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
         sregs.efer |= EFER_LME | EFER_LMA;
     } else {
         sregs.cr0 = CR0_PE | CR0_ET;
