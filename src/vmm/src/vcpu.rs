@@ -14,6 +14,8 @@ use crate::vm::{Ending, Exit};
 
 /// How long a vCPU may take to leave the guest before it is left behind.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is asked.
+const STOP_INTERVAL: Duration = Duration::from_micros(100);
 
 /// Why a vCPU could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -77,17 +79,20 @@ impl Drop for Vcpus {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + STOP_PATIENCE;
-        for thread in self.threads.drain(..) {
-            // A signal that arrives just before KVM_RUN is lost, so it is sent until it works.
-            while !thread.is_finished() && Instant::now() < deadline {
-                let _ = thread.kill(0);
-                thread::sleep(Duration::from_micros(200));
+        // A signal that arrives just before KVM_RUN is lost, so it is sent until it works.
+        loop {
+            self.threads.retain(|thread| !thread.is_finished());
+            if self.threads.is_empty() {
+                return;
             }
-            if thread.is_finished() {
-                let _ = thread.join();
-            } else {
+            if Instant::now() > deadline {
                 tracing::warn!("a vCPU does not stop: it is left behind"); // stuck in its console?
+                return;
             }
+            for thread in &self.threads {
+                let _ = thread.kill(SIGRTMIN());
+            }
+            thread::sleep(STOP_INTERVAL);
         }
     }
 }
