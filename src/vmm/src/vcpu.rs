@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -38,7 +37,7 @@ pub struct Buses {
 
 /// The vCPUs of a VM, running.
 pub struct Vcpus {
-    stop: Arc<AtomicBool>,
+    ending: Arc<Ending>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -51,9 +50,8 @@ impl Vcpus {
     ) -> Result<Self, VcpuError> {
         register_signal_handler(SIGRTMIN(), interrupted)
             .map_err(|error| VcpuError::Signal(error.into()))?;
-        let stop = Arc::new(AtomicBool::new(false));
         let mut started = Self {
-            stop: stop.clone(),
+            ending: ending.clone(),
             threads: Vec::with_capacity(vcpus.len()),
         };
         for (index, fd) in vcpus.into_iter().enumerate() {
@@ -62,7 +60,6 @@ impl Vcpus {
                 fd,
                 buses: buses.clone(),
                 ending: ending.clone(),
-                stop: stop.clone(),
             };
             let thread = thread::Builder::new()
                 .name(format!("vcpu{index}"))
@@ -77,7 +74,7 @@ impl Vcpus {
 impl Drop for Vcpus {
     /// Takes every vCPU out of the guest and waits for its thread.
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.ending.end(Exit::Stopped); // unless it has ended already
         let deadline = Instant::now() + STOP_PATIENCE;
         // A signal that arrives just before KVM_RUN is lost, so it is sent until it works.
         loop {
@@ -105,12 +102,11 @@ struct Vcpu {
     fd: VcpuFd,
     buses: Arc<Buses>,
     ending: Arc<Ending>,
-    stop: Arc<AtomicBool>,
 }
 
 impl Vcpu {
     fn run(mut self) {
-        while !self.stop.load(Ordering::SeqCst) {
+        while !self.ending.is_over() {
             if let Some(exit) = self.step() {
                 self.ending.end(exit);
                 return;

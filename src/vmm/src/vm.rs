@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -89,6 +90,7 @@ pub fn refused(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
 
 /// The one place where a VM's end is noted: the first cause counts.
 pub struct Ending {
+    over: AtomicBool,
     exit: Mutex<Option<Exit>>,
     event: EventFd,
 }
@@ -96,6 +98,7 @@ pub struct Ending {
 impl Ending {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
+            over: AtomicBool::new(false),
             exit: Mutex::new(None),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         })
@@ -107,8 +110,14 @@ impl Ending {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(exit);
+        self.over.store(true, Ordering::SeqCst);
         // Fails only where the counter is full, and then the loop is about to look anyway.
         let _ = self.event.write(1);
+    }
+
+    /// Whether the VM has ended: what vCPUs ask before they enter the guest again.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     /// How the VM ended, if it did.
