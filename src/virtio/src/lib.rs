@@ -2,9 +2,13 @@
 //! of KVM and of the formats of files.
 #![forbid(unsafe_code)]
 
+pub mod blk;
 pub mod chain;
 pub mod device;
 pub mod queue;
+pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
+pub mod vsock;
 mod walk;
+mod worker;

@@ -1,6 +1,8 @@
 //! The driver's side of a virtqueue, on a guest that has memory and nothing else: for tests of
 //! devices, here and in the crates that carry devices. Everything in it panics on misuse.
 
+pub mod suite;
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;

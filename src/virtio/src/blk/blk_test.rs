@@ -1,0 +1,423 @@
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::LazyLock;
+
+use onggi_storage::Access;
+use tempfile::TempDir;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
+use vm_memory::GuestAddress;
+
+use super::*;
+use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT};
+use crate::testing::suite::{self, Subject};
+use crate::testing::{Driver, Guest, Used};
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+/// What no device writes: the status before there is one.
+const NONE: u8 = 0xaa;
+const LEN: usize = 1 << 20;
+
+/// What is on the disk: bytes that tell where they are.
+fn pattern() -> Vec<u8> {
+    static PATTERN: LazyLock<Vec<u8>> =
+        LazyLock::new(|| (0..LEN).map(|at| (at / 512 + at * 3) as u8).collect());
+    PATTERN.clone()
+}
+
+/// A running device on a disk of 1 MiB, and its driver.
+struct Bench {
+    dir: TempDir,
+    guest: Guest,
+    driver: Driver,
+    device: Block,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(Access::ReadWrite)
+    }
+
+    fn with(access: Access) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("disk"), pattern()).unwrap();
+        let guest = Guest::new();
+        let driver = guest.queue(256);
+        let mut device = block(dir.path(), access);
+        let features = FEATURE_EVENT_IDX | FEATURE_INDIRECT;
+        device.start_queue(0, driver.start(features)).unwrap();
+        Self {
+            dir,
+            guest,
+            driver,
+            device,
+        }
+    }
+
+    fn disk(&self) -> Vec<u8> {
+        fs::read(self.dir.path().join("disk")).unwrap()
+    }
+
+    fn request(&mut self, kind: u32, sector: u64, data: &[u8], room: usize) -> (u8, Vec<u8>, u32) {
+        let header = self.guest.put(&header(kind, sector));
+        let data = self.guest.put(data);
+        let room = self.guest.room(room);
+        let status = self.guest.room(1);
+        self.driver.add(&[header, data], &[room, status]);
+        self.driver.kick();
+        let used = self.driver.wait_used();
+        let status = self.guest.read(status)[0];
+        (status, self.guest.read(room), used.len)
+    }
+
+    fn status(&mut self, kind: u32, sector: u64, data: &[u8]) -> u8 {
+        let (status, _, len) = self.request(kind, sector, data, 0);
+        assert_eq!(len, 1);
+        status
+    }
+
+    fn read(&mut self, sector: u64, len: usize) -> (u8, Vec<u8>) {
+        let (status, data, _) = self.request(VIRTIO_BLK_T_IN, sector, &[], len);
+        (status, data)
+    }
+}
+
+fn block(dir: &Path, access: Access) -> Block {
+    let disk = Disk::open(&dir.join("disk"), access).unwrap();
+    let options = BlockOptions {
+        serial: "onggi-test".into(),
+        ..Default::default()
+    };
+    Block::new(Arc::new(disk), options).unwrap()
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    let words = [sectors.to_le_bytes(), flags.to_le_bytes()].concat();
+    [&sector.to_le_bytes()[..], &words].concat()
+}
+
+struct Reads {
+    dir: TempDir,
+}
+
+impl Subject for Reads {
+    const QUEUE: u16 = 0;
+
+    fn device(&self) -> Box<dyn Device> {
+        Box::new(block(self.dir.path(), Access::ReadOnly))
+    }
+
+    fn request(&self, driver: &mut Driver) -> (u16, (GuestAddress, u32)) {
+        let header = driver.guest.put(&header(VIRTIO_BLK_T_IN, 8));
+        let room = driver.guest.room(1024 + 1);
+        (driver.add(&[header], &[room]), room)
+    }
+
+    fn check(&self, driver: &Driver, reply: (GuestAddress, u32), used: Used) {
+        assert_eq!(used.len, 1025);
+        let bytes = driver.guest.read(reply);
+        assert_eq!(bytes[1024], OK);
+        assert_eq!(bytes[..1024], pattern()[8 * 512..10 * 512]);
+    }
+}
+
+#[test]
+fn behaves_as_a_device() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("disk"), pattern()).unwrap();
+    suite::run(&Reads { dir });
+}
+
+#[test]
+fn says_what_the_disk_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("disk"), pattern()).unwrap();
+    let word =
+        |config: &[u8], at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+    for (access, read_only) in [(Access::ReadWrite, false), (Access::ReadOnly, true)] {
+        let device = block(dir.path(), access);
+        let Description {
+            features, config, ..
+        } = device.description();
+        assert_eq!(config[..8], (LEN as u64 / 512).to_le_bytes());
+        assert_eq!(config.len(), 60);
+        assert_eq!((word(config, 12), word(config, 20)), (254, 512));
+        let bit = |number: u64| features >> number & 1 == 1;
+        assert_eq!(bit(5), read_only);
+        for writing in [9, 13, 14] {
+            assert_eq!(bit(writing), !read_only);
+        }
+        let most = if read_only { 0 } else { 1 << 21 };
+        assert_eq!((word(config, 36), word(config, 48)), (most, most));
+        assert_eq!(config[56], u8::from(!read_only));
+    }
+}
+
+#[test]
+fn options_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("disk"), pattern()).unwrap();
+    let disk = Arc::new(Disk::open(&dir.path().join("disk"), Access::ReadOnly).unwrap());
+    let with = |serial: &str, queue_size| {
+        let serial = serial.to_owned();
+        Block::new(disk.clone(), BlockOptions { serial, queue_size })
+    };
+    with(&"x".repeat(20), 4).unwrap();
+    with("", 32768).unwrap();
+    for serial in ["x".repeat(21), "a\nb".into(), "옹기".into()] {
+        assert!(matches!(with(&serial, 256), Err(BlockError::Serial(_))));
+    }
+    for size in [0, 2, 3, 255, 65535] {
+        assert!(matches!(with("", size), Err(BlockError::QueueSize(_))));
+    }
+}
+
+#[test]
+fn reads_writes_and_flushes() {
+    let mut bench = Bench::new();
+    let (status, data, len) = bench.request(VIRTIO_BLK_T_IN, 3, &[], 4096);
+    assert_eq!((status, len), (OK, 4097));
+    assert_eq!(data, pattern()[1536..1536 + 4096]);
+
+    assert_eq!(bench.status(VIRTIO_BLK_T_OUT, 2047, &[7; 512]), OK);
+    assert_eq!(bench.status(VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+    let mut want = pattern();
+    want[2047 * 512..].fill(7);
+    assert_eq!(bench.disk(), want);
+    assert_eq!(bench.read(2047, 512), (OK, vec![7; 512]));
+}
+
+#[test]
+fn tells_its_serial_number() {
+    let mut bench = Bench::new();
+    let (status, id, len) = bench.request(VIRTIO_BLK_T_GET_ID, 0, &[], 20);
+    assert_eq!((status, len), (OK, 21));
+    assert_eq!(&id, b"onggi-test\0\0\0\0\0\0\0\0\0\0");
+    let (status, id, len) = bench.request(VIRTIO_BLK_T_GET_ID, 0, &[], 4);
+    assert_eq!((status, len, &id[..]), (OK, 5, &b"ongg"[..]));
+    let (status, id, len) = bench.request(VIRTIO_BLK_T_GET_ID, 0, &[], 30);
+    assert_eq!((status, len, id[20]), (OK, 21, NONE));
+}
+
+#[test]
+fn discards_and_zeroes() {
+    let mut bench = Bench::new();
+    let mut want = pattern();
+    assert_eq!(
+        bench.status(VIRTIO_BLK_T_WRITE_ZEROES, 0, &range(1, 3, 0)),
+        OK
+    );
+    assert_eq!(
+        bench.status(VIRTIO_BLK_T_WRITE_ZEROES, 0, &range(8, 16, 1)),
+        OK
+    );
+    want[512..2048].fill(0);
+    want[8 * 512..24 * 512].fill(0);
+    assert_eq!(bench.disk(), want);
+    assert_eq!(
+        bench.status(VIRTIO_BLK_T_DISCARD, 0, &range(1024, 1024, 0)),
+        OK
+    );
+    let disk = bench.disk();
+    assert_eq!(disk.len(), LEN);
+    assert_eq!(disk[..LEN / 2], want[..LEN / 2]);
+}
+
+#[test]
+fn bad_ranges_are_refused() {
+    let mut bench = Bench::new();
+    for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        for (bad, status) in [
+            (range(2048, 1, 0), IOERR),
+            (range(2047, 2, 0), IOERR),
+            (range(u64::MAX, 1, 0), IOERR),
+            (range(u64::MAX / 512, 1024, 0), IOERR),
+            (range(0, u32::MAX, 0), IOERR),
+            (range(0, 1, 2), UNSUPP),
+            (range(0, 1, u32::MAX), UNSUPP),
+            ([range(0, 1, 0), range(1, 1, 0)].concat(), IOERR),
+            (range(0, 1, 0)[..15].to_vec(), IOERR),
+            (vec![], IOERR),
+        ] {
+            assert_eq!(bench.status(kind, 0, &bad), status, "{kind} {bad:?}");
+        }
+    }
+    let unmap = range(0, 1, 1);
+    assert_eq!(bench.status(VIRTIO_BLK_T_DISCARD, 0, &unmap), UNSUPP);
+    assert_eq!(bench.disk(), pattern());
+}
+
+#[test]
+fn bad_requests_are_refused() {
+    let mut bench = Bench::new();
+    for (sector, len) in [
+        (2048, 512),
+        (2047, 1024),
+        (u64::MAX, 512),
+        (u64::MAX / 512, 512),
+        (u64::MAX / 512 + 1, 512),
+        (0, 511),
+        (0, 513),
+        (0, LEN + 512),
+    ] {
+        let (status, data, used) = bench.request(VIRTIO_BLK_T_IN, sector, &[], len);
+        assert_eq!((status, used), (IOERR, 1), "{sector} {len}");
+        assert!(data.iter().all(|byte| *byte == NONE));
+        assert_eq!(bench.status(VIRTIO_BLK_T_OUT, sector, &vec![1; len]), IOERR);
+    }
+    for kind in [2, 3, 5, 7, 9, 10, 12, 14, 0x8000_0000, u32::MAX] {
+        assert_eq!(bench.status(kind, 0, &[0; 512]), UNSUPP, "{kind}");
+    }
+    assert_eq!(bench.disk(), pattern());
+    assert_eq!(bench.read(0, 512).0, OK);
+    assert_eq!(bench.driver.notifier.events().resets, 0);
+}
+
+#[test]
+fn malformed_requests_are_answered_where_they_can_be() {
+    let mut bench = Bench::new();
+    let guest = bench.guest.clone();
+    // A header cut short, and none at all.
+    let short = guest.put(&header(VIRTIO_BLK_T_IN, 0)[..15]);
+    for readable in [&[short][..], &[]] {
+        let status = guest.room(513);
+        bench.driver.add(readable, &[status]);
+        bench.driver.kick();
+        assert_eq!(bench.driver.wait_used().len, 1);
+        assert_eq!(guest.read(status)[512], IOERR);
+    }
+    // No room for the status.
+    let whole = guest.put(&header(VIRTIO_BLK_T_FLUSH, 0));
+    bench.driver.add(&[whole], &[]);
+    bench.driver.kick();
+    assert_eq!(bench.driver.wait_used().len, 0);
+    assert_eq!(bench.read(0, 512).0, OK);
+}
+
+#[test]
+fn headers_and_status_may_lie_anywhere() {
+    let mut bench = Bench::new();
+    let guest = bench.guest.clone();
+    let header = header(VIRTIO_BLK_T_IN, 5);
+    // The header in three parts; data and status in two that do not end where those do.
+    let parts = [&header[..1], &header[1..9], &header[9..]].map(|part| guest.put(part));
+    let rooms = [guest.room(100), guest.room(413)];
+    bench.driver.add_indirect(&parts, &rooms);
+    bench.driver.kick();
+    assert_eq!(bench.driver.wait_used().len, 513);
+    let got = rooms.map(|room| guest.read(room)).concat();
+    assert_eq!(got[..512], pattern()[5 * 512..6 * 512]);
+    assert_eq!(got[512], OK);
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes() {
+    let mut bench = Bench::with(Access::ReadOnly);
+    assert_eq!(bench.status(VIRTIO_BLK_T_OUT, 0, &[1; 512]), IOERR);
+    for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        assert_eq!(bench.status(kind, 0, &range(0, 1, 0)), IOERR);
+    }
+    assert_eq!(bench.status(VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+    assert_eq!(bench.read(0, 512), (OK, pattern()[..512].to_vec()));
+    assert_eq!(bench.disk(), pattern());
+}
+
+#[test]
+fn a_disk_that_shrinks_fails_its_request_only() {
+    let mut bench = Bench::new();
+    let path = bench.dir.path().join("disk");
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(4096).unwrap();
+    assert_eq!(bench.read(8, 512).0, IOERR);
+    assert_eq!(bench.read(7, 1024).0, IOERR);
+    assert_eq!(bench.read(7, 512), (OK, pattern()[3584..4096].to_vec()));
+    fs::remove_file(&path).unwrap();
+    assert_eq!(bench.read(0, 512).0, OK);
+    fs::write(&path, b"another file").unwrap();
+    assert_eq!(bench.status(VIRTIO_BLK_T_OUT, 9, &[1; 512]), OK);
+    assert_eq!(bench.read(9, 512), (OK, vec![1; 512]));
+    assert_eq!(bench.driver.notifier.events().resets, 0);
+}
+
+#[test]
+fn a_batch_is_answered_with_few_interrupts() {
+    let mut bench = Bench::new();
+    let guest = bench.guest.clone();
+    let header = guest.put(&header(VIRTIO_BLK_T_IN, 0));
+    // The driver wants to hear of the last of 64 only.
+    bench.driver.set_used_event(63);
+    let rooms: Vec<_> = (0..64).map(|_| guest.room(513)).collect();
+    for room in &rooms {
+        bench.driver.add_indirect(&[header], &[*room]);
+    }
+    bench.driver.kick();
+    let deadline = std::time::Instant::now() + crate::testing::PATIENCE;
+    let notifier = bench.driver.notifier.clone();
+    assert!(notifier.wait_until(deadline, |events| events.interrupts > 0));
+    assert_eq!(bench.driver.used_index(), 64);
+    assert_eq!(notifier.events().interrupts, 1);
+    assert!(rooms.iter().all(|room| guest.read(*room)[512] == OK));
+}
+
+#[test]
+fn a_driver_may_rewrite_its_request_at_any_time() {
+    let mut bench = Bench::new();
+    let guest = bench.guest.clone();
+    let (header_at, _) = guest.put(&header(VIRTIO_BLK_T_IN, 0));
+    let memory = guest.memory();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let layout = bench.driver.layout();
+    std::thread::scope(|scope| {
+        // Scribbles over the header and over the whole descriptor table.
+        scope.spawn(|| {
+            use vm_memory::{Bytes, GuestAddressSpace};
+            let memory = memory.memory();
+            let mut seed = 1_u64;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+                let at = layout.descriptor_table.0 + (seed >> 33) % (256 * 16 - 8);
+                memory
+                    .write_slice(&seed.to_le_bytes(), GuestAddress(at))
+                    .unwrap();
+                let header = header((seed >> 40) as u32 % 16, seed >> 50);
+                memory.write_slice(&header, header_at).unwrap();
+            }
+        });
+        let mut given = 0_u16;
+        for _ in 0..2000 {
+            for _ in 0..16 {
+                bench.driver.descriptor(0, header_at.0, 16, 1, 1);
+                bench.driver.descriptor(1, 0x10_0000, 4097, 2, 0);
+                bench.driver.offer(0);
+                given = given.wrapping_add(1);
+            }
+            bench.driver.kick();
+            let deadline = std::time::Instant::now() + crate::testing::PATIENCE;
+            while bench.driver.used_index() != given {
+                assert!(std::time::Instant::now() < deadline, "the device hangs");
+                std::thread::yield_now();
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let state = bench.device.stop_queue(0).unwrap();
+    assert_eq!(state.next_avail, state.next_used);
+    assert_eq!(bench.disk().len(), LEN);
+}
+
+#[test]
+fn dropping_a_running_device_stops_it() {
+    let bench = Bench::new();
+    let path = bench.dir.path().join("disk");
+    drop(bench.device);
+    // The lock is gone with the last user of the disk.
+    Disk::open(&path, Access::ReadWrite).unwrap();
+}

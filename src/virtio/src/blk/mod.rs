@@ -1,0 +1,142 @@
+//! The block device (VIRTIO 1.2 §5.2): a disk, served by a worker with its own io_uring.
+
+mod config;
+mod request;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+
+use onggi_storage::Disk;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use crate::blk::request::Rules;
+use crate::device::{Description, Device, QueueStart, QueueState, StartError};
+use crate::queue::Queue;
+use crate::worker::Worker;
+
+/// The longest serial number, in bytes (`VIRTIO_BLK_ID_BYTES`).
+pub const MAX_SERIAL: usize = 20;
+
+/// How a disk appears to the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockOptions {
+    /// What the driver reads as the disk's identity: printable ASCII, at most 20 bytes.
+    pub serial: String,
+    /// The largest size of the queue: a power of two from 4 to 32768.
+    pub queue_size: u16,
+}
+
+impl Default for BlockOptions {
+    fn default() -> Self {
+        Self {
+            serial: String::new(),
+            queue_size: 256,
+        }
+    }
+}
+
+/// Why there is no such block device.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The serial number does not fit.
+    #[error("the serial number {0:?} is not printable ASCII of at most 20 bytes")]
+    Serial(String),
+    /// The queue's size is not one that the specification allows.
+    #[error("a block device can't have a queue of {0}")]
+    QueueSize(u16),
+}
+
+/// A block device with one queue.
+pub struct Block {
+    description: Description,
+    disk: Arc<Disk>,
+    rules: Rules,
+    worker: Option<Worker>,
+}
+
+impl Block {
+    /// A block device that shows `disk`, read-only where that is.
+    ///
+    /// # Errors
+    /// See [`BlockError`].
+    pub fn new(disk: Arc<Disk>, options: BlockOptions) -> Result<Self, BlockError> {
+        let BlockOptions { serial, queue_size } = options;
+        if !queue_size.is_power_of_two() || !(4..=32768).contains(&queue_size) {
+            return Err(BlockError::QueueSize(queue_size));
+        }
+        let printable = serial.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+        let mut id = [0; MAX_SERIAL];
+        match id.get_mut(..serial.len()) {
+            Some(place) if printable => place.copy_from_slice(serial.as_bytes()),
+            _ => return Err(BlockError::Serial(serial)),
+        }
+        let description = Description {
+            device_type: VIRTIO_ID_BLOCK,
+            features: config::features(&disk),
+            queue_sizes: vec![queue_size],
+            config: config::space(&disk, queue_size),
+        };
+        let rules = Rules {
+            len: disk.len(),
+            read_only: disk.read_only(),
+            id,
+        };
+        Ok(Self {
+            description,
+            disk,
+            rules,
+            worker: None,
+        })
+    }
+}
+
+impl Device for Block {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {
+        // The only writable field, the cache mode, is not offered.
+    }
+
+    fn start_queue(&mut self, index: u16, start: QueueStart) -> Result<(), StartError> {
+        let Some(&max_size) = self.description.queue_sizes.get(usize::from(index)) else {
+            return Err(StartError::NoSuchQueue(index));
+        };
+        if self.worker.is_some() {
+            return Err(StartError::AlreadyRunning(index));
+        }
+        let (queue, kick) = Queue::new(index, max_size, start)?;
+        let (disk, rules) = (self.disk.clone(), self.rules.clone());
+        let own_kick = kick
+            .try_clone()
+            .map_err(|error| StartError::Worker(index, error))?;
+        let make = move || {
+            worker::Server::new(queue, disk, rules, own_kick)
+                .map(|server| move |stop: &_| server.serve(stop))
+                .map_err(io::Error::other)
+        };
+        let worker = Worker::spawn(format!("virtio-blk-{index}"), &kick, make)
+            .map_err(|error| StartError::Worker(index, error))?;
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+        if index != 0 {
+            return None;
+        }
+        self.worker.take()?.stop()
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.stop_queue(0);
+    }
+}
+
+#[cfg(test)]
+#[path = "blk_test.rs"]
+mod tests;

@@ -1,0 +1,103 @@
+//! Serves a block device's queue: takes requests in, has the storage engine carry them out, and
+//! gives them back, with one system call and one interrupt for a whole batch.
+
+use std::io;
+use std::sync::Arc;
+
+use onggi_storage::{Completion, Disk, Engine, EngineError};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::blk::request::{Parsed, Pending, Rules, Status, parse};
+use crate::device::QueueState;
+use crate::queue::Queue;
+use crate::worker::Stop;
+
+pub(crate) struct Server {
+    queue: Queue,
+    engine: Engine<Pending>,
+    rules: Rules,
+    failures: u64,
+}
+
+impl Server {
+    /// Is called on the thread that will serve.
+    pub(crate) fn new(
+        queue: Queue,
+        disk: Arc<Disk>,
+        rules: Rules,
+        kick: EventFd,
+    ) -> Result<Self, EngineError> {
+        let engine = Engine::new(disk, queue.size(), kick)?;
+        Ok(Self {
+            queue,
+            engine,
+            rules,
+            failures: 0,
+        })
+    }
+
+    /// Serves the queue until it is told to stop, then finishes what it took in.
+    pub(crate) fn serve(mut self, stop: &Stop) -> QueueState {
+        if let Err(error) = self.run(stop) {
+            tracing::error!("a disk can't be served any more: {error}");
+            for pending in self.engine.abandon() {
+                pending.complete(&mut self.queue, Status::IoError);
+            }
+            self.queue.notify();
+            self.queue.needs_reset();
+        }
+        self.queue.notify();
+        self.queue.state()
+    }
+
+    fn run(&mut self, stop: &Stop) -> io::Result<()> {
+        while !stop.requested() {
+            self.take_in();
+            self.give_back();
+            self.queue.notify();
+            if self.queue.arm() {
+                self.engine.flush()?;
+            } else {
+                self.engine.wait()?;
+            }
+            self.give_back();
+        }
+        while self.engine.in_flight() > 0 {
+            self.engine.wait()?;
+            self.give_back();
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self) {
+        while let Some(chain) = self.queue.pop() {
+            match parse(chain, &self.rules) {
+                Parsed::Work(request, pending) => self.engine.submit(request, pending),
+                Parsed::Answer(status, pending) => pending.complete(&mut self.queue, status),
+                Parsed::Unanswerable(chain) => self.queue.complete(chain, 0),
+            }
+        }
+    }
+
+    fn give_back(&mut self) {
+        while let Some(Completion { context, result }) = self.engine.completed() {
+            let status = match result {
+                Ok(()) => Status::Ok,
+                Err(error) => {
+                    self.report(&error);
+                    Status::IoError
+                }
+            };
+            context.complete(&mut self.queue, status);
+        }
+    }
+
+    /// Logs a failure of the host. A guest that goes on trying must not fill the log.
+    fn report(&mut self, error: &io::Error) {
+        self.failures += 1;
+        if self.failures.is_power_of_two() {
+            let path = self.engine.disk().paths().next();
+            tracing::warn!(path = ?path, count = self.failures, "a request failed: {error}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Threads that serve queues.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::device::QueueState;
+
+/// Tells a worker, which wakes up by its kick, that it is to end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Whether the worker is to finish what it has, and end.
+    pub(crate) fn requested(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// A running worker. It has to be stopped before it is dropped.
+pub(crate) struct Worker {
+    stop: Stop,
+    kick: EventFd,
+    thread: JoinHandle<Option<QueueState>>,
+}
+
+impl Worker {
+    /// Starts a thread. On it, `make` sets up what can't move between threads; what that returns
+    /// serves the queue until it is told to stop, and ends with the queue's state.
+    ///
+    /// # Errors
+    /// Those of `make` and of starting a thread.
+    pub(crate) fn spawn<Make, Serve>(name: String, kick: &EventFd, make: Make) -> io::Result<Self>
+    where
+        Make: FnOnce() -> io::Result<Serve> + Send + 'static,
+        Serve: FnOnce(&Stop) -> QueueState,
+    {
+        let stop = Stop::default();
+        let kick = kick.try_clone()?;
+        let (made, is_made) = mpsc::sync_channel(1);
+        let stopped = stop.clone();
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            let (serve, result) = match make() {
+                Ok(serve) => (Some(serve), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            // Nobody listens where `spawn` has returned, which it does not before this.
+            let _ = made.send(result);
+            serve.map(|serve| serve(&stopped))
+        })?;
+        is_made
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the worker ended")))?;
+        Ok(Self { stop, kick, thread })
+    }
+
+    /// Tells the worker to end, and waits for it. `None` where it panicked.
+    pub(crate) fn stop(self) -> Option<QueueState> {
+        self.stop.0.store(true, Ordering::Release);
+        if let Err(error) = self.kick.write(1) {
+            // The counter is full, so that the worker is awake anyway.
+            tracing::debug!("a worker was not kicked: {error}");
+        }
+        self.thread.join().ok().flatten()
+    }
+}
+
+/// A kick to wait for, whether or not its file descriptor blocks.
+pub(crate) struct Kick {
+    fd: EventFd,
+    epoll: Epoll,
+}
+
+impl Kick {
+    pub(crate) fn new(fd: EventFd) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event)?;
+        Ok(Self { fd, epoll })
+    }
+
+    /// Waits until it is signalled (or a signal comes), and clears it.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        match self.epoll.wait(-1, &mut [EpollEvent::default()]) {
+            Ok(0) => Ok(()),
+            Ok(_) => self.fd.read().map(drop),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
