@@ -3,6 +3,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use onggi_storage::Access;
+use proptest::prelude::*;
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
@@ -420,4 +421,31 @@ fn dropping_a_running_device_stops_it() {
     drop(bench.device);
     // The lock is gone with the last user of the disk.
     Disk::open(&path, Access::ReadWrite).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Every request that has room for an answer gets one, and the disk keeps its length.
+    #[test]
+    fn any_request_is_answered(
+        requests in prop::collection::vec(
+            (
+                prop_oneof![4 => 0..16_u32, 1 => any::<u32>()],
+                prop_oneof![4 => 0..2100_u64, 1 => any::<u64>()],
+                prop::collection::vec(any::<u8>(), 0..40),
+                prop_oneof![(0..4_usize).prop_map(|sectors| sectors * 512), 0..1500_usize],
+            ),
+            1..20,
+        ),
+    ) {
+        let mut bench = Bench::new();
+        for (kind, sector, data, room) in requests {
+            let (status, _, len) = bench.request(kind, sector, &data, room);
+            prop_assert!([OK, IOERR, UNSUPP].contains(&status));
+            prop_assert!(len as usize <= room + 1);
+        }
+        prop_assert_eq!(bench.disk().len(), LEN);
+        prop_assert_eq!(bench.driver.notifier.events().resets, 0);
+    }
 }

@@ -163,21 +163,21 @@ fn bad_layouts(good: QueueLayout, too_large: u16) -> Vec<QueueLayout> {
         good.available_ring.0,
         good.used_ring.0,
     );
-    for addr in [table + 8, end, end - 16, u64::MAX & !0xf] {
+    for addr in [table + 8, end, end - 16, !0xf] {
         let descriptor_table = GuestAddress(addr);
         layouts.push(QueueLayout {
             descriptor_table,
             ..good
         });
     }
-    for addr in [avail + 1, end, end - 4, u64::MAX & !1] {
+    for addr in [avail + 1, end, end - 4, !1] {
         let available_ring = GuestAddress(addr);
         layouts.push(QueueLayout {
             available_ring,
             ..good
         });
     }
-    for addr in [used + 2, end, end - 4, u64::MAX & !3] {
+    for addr in [used + 2, end, end - 4, !3] {
         let used_ring = GuestAddress(addr);
         layouts.push(QueueLayout { used_ring, ..good });
     }
