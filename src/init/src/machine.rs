@@ -1,0 +1,270 @@
+//! The guest as a machine: its file systems, its name, its loopback interface, its end.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, sethostname};
+use onggi_protocol::{Hello, VERSION};
+
+use crate::kernel;
+
+/// The directory for everything that this program makes at run time.
+pub const RUN: &str = "/run/onggi";
+
+/// Source and type, target, flags, options.
+type FileSystem = (&'static str, &'static str, MsFlags, &'static str);
+
+const HARMLESS: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NODEV)
+    .union(MsFlags::MS_NOEXEC);
+
+/// What every program expects, in an order in which each finds its directory.
+const FILE_SYSTEMS: [FileSystem; 8] = [
+    ("proc", "/proc", HARMLESS, ""),
+    ("sysfs", "/sys", HARMLESS, ""),
+    ("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755"),
+    (
+        "devpts",
+        "/dev/pts",
+        MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        "gid=5,mode=0620,ptmxmode=0666",
+    ),
+    (
+        "tmpfs",
+        "/dev/shm",
+        MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+        "mode=1777",
+    ),
+    (
+        "tmpfs",
+        "/run",
+        MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+        "mode=0755",
+    ),
+    (
+        "tmpfs",
+        "/tmp",
+        MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
+        "mode=1777",
+    ),
+    (
+        "cgroup2",
+        "/sys/fs/cgroup",
+        HARMLESS,
+        "nsdelegate,memory_recursiveprot",
+    ),
+];
+
+/// Settings that Docker makes for each container's network: anybody may listen on any port and
+/// send pings. Here they are the VM's.
+const SETTINGS: [(&str, &str); 2] = [
+    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+];
+
+/// A step without which nothing works.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    /// A file system.
+    #[error("{0} can't be mounted")]
+    Mount(&'static str, #[source] io::Error),
+    /// A directory.
+    #[error("{0} can't be made")]
+    Directory(&'static str, #[source] io::Error),
+}
+
+/// Mounts, names, brings up. What a container may do without is tried and no more.
+///
+/// # Errors
+/// See [`SetUpError`].
+pub fn set_up() -> Result<(), SetUpError> {
+    for (kind, target, flags, options) in FILE_SYSTEMS {
+        mount_file_system(kind, target, flags, options)
+            .map_err(|error| SetUpError::Mount(target, error))?;
+    }
+    fs::create_dir_all(RUN).map_err(|error| SetUpError::Directory(RUN, error))?;
+    // Ctrl-Alt-Del comes as SIGINT to PID 1 instead of a reset.
+    let _ = set_cad_enabled(false);
+    let _ = sethostname("onggi");
+    if let Err(error) = loopback_up() {
+        say(&format!(
+            "the loopback interface can't be brought up: {error}"
+        ));
+    }
+    for (setting, value) in SETTINGS {
+        // Absent from a kernel without IPv4.
+        let _ = fs::write(setting, value);
+    }
+    Ok(())
+}
+
+fn mount_file_system(kind: &str, target: &str, flags: MsFlags, options: &str) -> io::Result<()> {
+    if target.starts_with("/dev/") {
+        match fs::create_dir(target) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    match mount(Some(kind), target, Some(kind), flags, Some(options)) {
+        // The kernel has done it (`CONFIG_DEVTMPFS_MOUNT`).
+        Err(Errno::EBUSY) => Ok(()),
+        mounted => Ok(mounted?),
+    }
+}
+
+/// Asks over rtnetlink(7) for interface 1, which is always the loopback, to be up.
+fn loopback_up() -> io::Result<()> {
+    const ACK_LENGTH: usize = 20;
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    let message = link_up(1);
+    sendto(
+        netlink.as_raw_fd(),
+        &message,
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )?;
+    let mut answer = [0; 128];
+    let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // An acknowledgement is a header and an error number, which is zero for success.
+    let error = answer.get(16..ACK_LENGTH).filter(|_| length >= ACK_LENGTH);
+    match error
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i32::from_ne_bytes)
+    {
+        Some(0) => Ok(()),
+        Some(error) => Err(io::Error::from_raw_os_error(-error)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// `struct nlmsghdr` and `struct ifinfomsg` of an `RTM_NEWLINK` that raises `IFF_UP`.
+fn link_up(index: i32) -> Vec<u8> {
+    const LENGTH: u32 = 32;
+    let up = libc::IFF_UP.cast_unsigned();
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    let mut message = Vec::with_capacity(LENGTH as usize);
+    message.extend(LENGTH.to_ne_bytes());
+    message.extend(libc::RTM_NEWLINK.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend([0; 8]); // sequence number and sender
+    message.extend([0; 4]); // family, padding, type
+    message.extend(index.to_ne_bytes());
+    message.extend(up.to_ne_bytes());
+    message.extend(up.to_ne_bytes()); // the flags that change
+    message
+}
+
+/// What the guest says of itself.
+#[must_use]
+pub fn hello() -> Hello {
+    let read = |path| {
+        fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim_end()
+            .to_string()
+    };
+    let uptime = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
+    Hello {
+        version: VERSION,
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        kernel: read("/proc/sys/kernel/osrelease"),
+        uptime_us: uptime
+            .unwrap_or_default()
+            .as_micros()
+            .try_into()
+            .unwrap_or(u64::MAX),
+    }
+}
+
+/// Writes one line to the console, which is the only place for what the host isn't told.
+pub fn say(line: &str) {
+    let line = format!("onggi-init: {line}\n");
+    let console = OpenOptions::new().write(true).open("/dev/console");
+    let said = console.and_then(|mut console| console.write_all(line.as_bytes()));
+    if said.is_err() {
+        // Before /dev is there, the kernel has opened the console for PID 1.
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
+}
+
+/// Ends everything in order: kills what runs, writes to the disks, unmounts them, powers off.
+/// Returns only if the kernel refuses.
+pub fn power_off() {
+    // To all but PID 1.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    while kernel::wait_and_reap().is_ok() {}
+    nix::unistd::sync();
+    for target in own_mounts(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()) {
+        // What's busy in spite of all has been synced.
+        let _ = umount2(Path::new(target), MntFlags::empty());
+    }
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+}
+
+/// The mounts below [`RUN`], the last one first.
+fn own_mounts(table: &str) -> Vec<&str> {
+    let targets = table.lines().filter_map(|line| line.split(' ').nth(1));
+    let mut own: Vec<_> = targets
+        .filter(|path| Path::new(path).starts_with(RUN))
+        .collect();
+    own.retain(|path| *path != RUN);
+    own.reverse();
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mounts_of_containers_go_before_what_they_stand_on() {
+        let table = "\
+/dev/root / erofs ro 0 0
+tmpfs /run tmpfs rw 0 0
+/dev/vdc /run/onggi/scratch ext4 rw 0 0
+/dev/vdb1 /run/onggi/layers/1 erofs ro 0 0
+tmpfs /run/onggi-other tmpfs rw 0 0
+overlay /run/onggi/containers/1/root overlay rw 0 0
+short
+";
+        assert_eq!(
+            own_mounts(table),
+            [
+                "/run/onggi/containers/1/root",
+                "/run/onggi/layers/1",
+                "/run/onggi/scratch"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_request_for_the_loopback_is_as_long_as_it_says() {
+        let message = link_up(1);
+        assert_eq!(message.len(), 32);
+        assert_eq!(message[..4], 32u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn hello_knows_the_kernel_and_the_boot() {
+        let hello = hello();
+        assert_eq!(hello.version, VERSION);
+        assert_eq!(hello.boot_id.len(), 36);
+        assert!(!hello.kernel.is_empty());
+        assert!(hello.uptime_us > 0);
+    }
+}

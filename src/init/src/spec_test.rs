@@ -1,0 +1,126 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn spec(uid: u32, terminal: Option<WindowSize>) -> Value {
+    let user = User {
+        uid,
+        gid: 5,
+        groups: vec![5, 6],
+        home: "/".into(),
+    };
+    let contents = Contents {
+        name: "7",
+        root: Path::new("/run/root"),
+        files: Path::new("/run/files"),
+        hostname: "jar",
+        args: &["sh".into(), "-c".into()],
+        environment: vec!["A=b".into()],
+        cwd: Path::new("/srv"),
+        user: &user,
+        terminal,
+    };
+    serde_json::to_value(build(contents).unwrap()).unwrap()
+}
+
+#[test]
+fn the_process_is_what_was_asked_for() {
+    let spec = spec(3, None);
+    let process = &spec["process"];
+    assert_eq!(process["args"], json!(["sh", "-c"]));
+    assert_eq!(process["env"], json!(["A=b"]));
+    assert_eq!(process["cwd"], "/srv");
+    assert_eq!(process["user"]["uid"], 3);
+    assert_eq!(process["user"]["gid"], 5);
+    assert_eq!(process["user"]["additionalGids"], json!([5, 6]));
+    assert_ne!(process["terminal"], true);
+    assert_eq!(spec["root"]["path"], "/run/root");
+    assert_ne!(spec["root"]["readonly"], true);
+    assert_eq!(spec["hostname"], "jar");
+    assert_eq!(spec["linux"]["cgroupsPath"], "/onggi/7");
+}
+
+#[test]
+fn only_root_starts_with_capabilities() {
+    let root = &spec(0, None)["process"]["capabilities"];
+    let other = &spec(1, None)["process"]["capabilities"];
+    for set in ["bounding", "effective", "permitted"] {
+        assert_eq!(root[set].as_array().unwrap().len(), 14, "{set}");
+        assert!(
+            root[set]
+                .as_array()
+                .unwrap()
+                .contains(&json!("CAP_NET_RAW"))
+        );
+    }
+    assert_eq!(other["bounding"].as_array().unwrap().len(), 14);
+    for set in ["effective", "permitted", "inheritable", "ambient"] {
+        assert_eq!(other[set], json!([]), "{set}");
+    }
+}
+
+#[test]
+fn a_terminal_has_its_size_if_it_is_known() {
+    let sized = spec(
+        0,
+        Some(WindowSize {
+            rows: 24,
+            columns: 80,
+        }),
+    );
+    assert_eq!(sized["process"]["terminal"], true);
+    assert_eq!(
+        sized["process"]["consoleSize"],
+        json!({"height": 24, "width": 80})
+    );
+    let unknown = spec(
+        0,
+        Some(WindowSize {
+            rows: 0,
+            columns: 80,
+        }),
+    );
+    assert_eq!(unknown["process"]["terminal"], true);
+    assert_eq!(unknown["process"]["consoleSize"], Value::Null);
+}
+
+#[test]
+fn the_network_is_the_vms_and_everything_else_the_containers_own() {
+    let spec = spec(0, None);
+    let mut kinds: Vec<_> = spec["linux"]["namespaces"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|namespace| namespace["type"].as_str().unwrap().to_string())
+        .collect();
+    kinds.sort();
+    assert_eq!(kinds, ["cgroup", "ipc", "mount", "pid", "uts"]);
+    assert_eq!(spec["linux"]["seccomp"], Value::Null);
+}
+
+#[test]
+fn devices_are_denied_but_for_the_harmless() {
+    let spec = spec(0, None);
+    let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+    assert_eq!(rules[0], json!({"allow": false, "access": "rwm"}));
+    assert!(
+        rules.contains(
+            &json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"})
+        )
+    );
+    let opens_any =
+        |rule: &&Value| rule["allow"] == true && rule["major"].is_null() && rule["access"] != "m";
+    assert!(rules.iter().find(opens_any).is_none());
+}
+
+#[test]
+fn the_network_files_are_bound_over_the_images_own() {
+    let spec = spec(0, None);
+    let mounts = spec["mounts"].as_array().unwrap();
+    let hosts = mounts
+        .iter()
+        .find(|mount| mount["destination"] == "/etc/hosts")
+        .unwrap();
+    assert_eq!(hosts["source"], "/run/files/hosts");
+    assert_eq!(hosts["type"], "bind");
+}

@@ -1,0 +1,107 @@
+//! How the guest reaches the host: a vsock in a VM, a Unix socket in tests.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr,
+    connect, send, shutdown, socket,
+};
+
+/// Where the host listens.
+#[derive(Debug, Clone)]
+pub enum Host {
+    /// A vsock address.
+    Vsock {
+        /// Context identifier; 2 is the host.
+        cid: u32,
+        /// Port.
+        port: u32,
+    },
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl Host {
+    /// The host of the VM that this runs in.
+    #[must_use]
+    pub fn of_vm() -> Self {
+        Self::Vsock {
+            cid: onggi_protocol::HOST_CID,
+            port: onggi_protocol::PORT,
+        }
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// `ENODEV` where there is no vsock device, `ECONNRESET` where nobody listens.
+    pub fn connect(&self) -> io::Result<Connection> {
+        let connection = match self {
+            Self::Vsock { cid, port } => open(AddressFamily::Vsock, &VsockAddr::new(*cid, *port))?,
+            Self::Unix(path) => open(AddressFamily::Unix, &UnixAddr::new(path)?)?,
+        };
+        Ok(Connection(connection))
+    }
+}
+
+fn open(family: AddressFamily, address: &dyn SockaddrLike) -> nix::Result<OwnedFd> {
+    let descriptor = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    loop {
+        match connect(descriptor.as_raw_fd(), address) {
+            Ok(()) => return Ok(descriptor),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A connected stream socket. Reading and writing through a shared reference are fine from two
+/// threads.
+#[derive(Debug)]
+pub struct Connection(OwnedFd);
+
+impl Connection {
+    /// Another handle on the same connection.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Ends the connection in one direction or both. That it has ended already is no matter.
+    pub fn shutdown(&self, how: Shutdown) {
+        let _ = shutdown(self.0.as_raw_fd(), how);
+    }
+}
+
+impl From<OwnedFd> for Connection {
+    fn from(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Read for &Connection {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(nix::unistd::read(&self.0, buffer)?)
+    }
+}
+
+impl Write for &Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
