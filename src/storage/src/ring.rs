@@ -16,6 +16,9 @@ use crate::job::{Call, CallKind};
 /// The user data of the kick's poll; tokens are 32 bits wide.
 const KICK: u64 = u64::MAX;
 
+/// The most entries of a submission queue. Larger batches are submitted in parts.
+const MAX_ENTRIES: u32 = 64;
+
 /// A completed call.
 pub(crate) struct Called {
     pub(crate) token: u32,
@@ -166,18 +169,23 @@ impl Drop for Ring {
 
 /// A ring as good as the kernel has it: completions that wait until this thread asks (6.1), then
 /// those that do not interrupt it (5.19), then any.
-fn build(entries: u32) -> io::Result<IoUring> {
-    let mut deferred = IoUring::builder();
-    deferred.setup_single_issuer().setup_defer_taskrun();
-    let mut cooperative = IoUring::builder();
+///
+/// All of `depth` calls can complete without one being looked at.
+fn build(depth: u32) -> io::Result<IoUring> {
+    let entries = depth.min(MAX_ENTRIES);
+    let mut plain = IoUring::builder();
+    plain.setup_cqsize(depth).setup_clamp();
+    let mut cooperative = plain.clone();
     cooperative.setup_coop_taskrun();
-    for mut builder in [deferred, cooperative] {
-        match builder.setup_clamp().build(entries) {
+    let mut deferred = plain.clone();
+    deferred.setup_single_issuer().setup_defer_taskrun();
+    for builder in [deferred, cooperative] {
+        match builder.build(entries) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             result => return result,
         }
     }
-    IoUring::builder().setup_clamp().build(entries)
+    plain.build(entries)
 }
 
 fn entry(call: &Call) -> squeue::Entry {
