@@ -1,6 +1,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -242,23 +242,62 @@ fn a_file_cut_short_fails_reads_and_nothing_else() {
 #[test]
 fn zeros_and_holes() {
     let dir = tempfile::tempdir().unwrap();
-    zeros_and_holes_in(dir.path());
+    zeros_and_holes_in(&dir.path().join("disk"));
 }
 
 /// On a file system that can punch holes but not make zeros, which takes every fallback.
 #[test]
 fn zeros_and_holes_on_tmpfs() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    zeros_and_holes_in(dir.path());
+    zeros_and_holes_in(&dir.path().join("disk"));
 }
 
-fn zeros_and_holes_in(dir: &Path) {
-    let len = 4 * MIB;
-    let disk = raw(dir, &vec![0x55; len as usize]);
+#[test]
+fn zeros_and_holes_on_a_block_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backing");
+    File::create(&file).unwrap().set_len(ZEROED).unwrap();
+    let Some(device) = LoopDevice::attach(&file) else {
+        eprintln!("skipped: no loop devices for this user");
+        return;
+    };
+    zeros_and_holes_in(&device.0);
+}
+
+/// A block device, until it is dropped.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn attach(file: &Path) -> Option<Self> {
+        let losetup = Command::new("losetup")
+            .arg("-f")
+            .arg("--show")
+            .arg(file)
+            .output();
+        let output = losetup.ok().filter(|output| output.status.success())?;
+        let name = String::from_utf8(output.stdout).ok()?;
+        Some(Self(PathBuf::from(name.trim())))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").arg("-d").arg(&self.0).status();
+        assert!(detached.is_ok_and(|status| status.success()));
+    }
+}
+
+/// The length of the disks for zeros and holes.
+const ZEROED: u64 = 4 * MIB;
+
+fn zeros_and_holes_in(path: &Path) {
+    let len = ZEROED;
+    fs::write(path, vec![0x55; len as usize]).unwrap();
+    let disk = Arc::new(Disk::open(path, Access::ReadWrite).unwrap());
+    assert_eq!(disk.len(), len);
     for mut engine in engines(&disk) {
-        let path = dir.join("disk");
         for unmap in [false, true] {
-            fs::write(&path, vec![0x55; len as usize]).unwrap();
+            fs::write(path, vec![0x55; len as usize]).unwrap();
             let (offset, count) = (512, 2 * MIB + 512);
             let request = Request::WriteZeroes {
                 offset,
@@ -266,7 +305,7 @@ fn zeros_and_holes_in(dir: &Path) {
                 unmap,
             };
             run(&mut engine, request).unwrap();
-            let file = fs::read(&path).unwrap();
+            let file = fs::read(path).unwrap();
             let (before, rest) = file.split_at(offset as usize);
             let (zeros, after) = rest.split_at(count as usize);
             assert!(before.iter().all(|byte| *byte == 0x55));
@@ -274,10 +313,10 @@ fn zeros_and_holes_in(dir: &Path) {
             assert!(after.iter().all(|byte| *byte == 0x55));
             assert_eq!(file.len() as u64, len);
         }
-        fs::write(&path, vec![0x55; len as usize]).unwrap();
+        fs::write(path, vec![0x55; len as usize]).unwrap();
         let (offset, count) = (MIB, MIB);
         run(&mut engine, Request::Discard { offset, len: count }).unwrap();
-        let file = fs::read(&path).unwrap();
+        let file = fs::read(path).unwrap();
         assert_eq!(file.len() as u64, len);
         assert_eq!(file[offset as usize - 1], 0x55);
         assert_eq!(file[(offset + count) as usize], 0x55);
