@@ -2,7 +2,8 @@
  * From the first instruction to ring 3 in as few ring-0 instructions as can be: where KVM emulates
  * ring 0 each of them costs, and in ring 3 the machine runs at full speed. Page tables and
  * descriptors therefore lie ready in the image. Interrupts stay off and there is no IDT: an
- * exception is a triple fault.
+ * exception is a triple fault. Ports are ring 3's by IOPL and, for a paravirtual KVM that doesn't
+ * know of it, by the task's I/O permission map, which is all zeros.
  *
  * PVH boot ABI: 32-bit protected mode, paging off, ebx = struct hvm_start_info.
  * Linux 64-bit boot protocol: long mode, some identity map, rsi = struct boot_params.
@@ -56,6 +57,14 @@ to_long_mode_tables:
     andl    $0xfffffff3, %eax       /* not TS, not EM */
     orl     $2, %eax                /* MP */
     movq    %rax, %cr0
+    movl    $task_state, %eax       /* its address, into its descriptor's three places */
+    movw    %ax, task_descriptor + 2
+    shrl    $16, %eax
+    movb    %al, task_descriptor + 4
+    movb    %ah, task_descriptor + 7
+    movw    $104, task_state + 102  /* where the I/O permission map lies in it */
+    movl    $0x38, %eax
+    ltr     %ax
     movl    $0x2b, %eax
     movl    %eax, %ds
     movl    %eax, %es
@@ -131,6 +140,9 @@ gdt:
     .quad   0x00cffb000000ffff      /* 0x23 ring 3, 32-bit code */
     .quad   0x00cff3000000ffff      /* 0x2b ring 3, data */
     .quad   0x00affb000000ffff      /* 0x33 ring 3, 64-bit code */
+task_descriptor:                        /* 0x38 */
+    .quad   0x0000890000000000 + 104 + 8192
+    .quad   0
 gdt_end:
     .balign 4
 gdt_pointer:
@@ -142,6 +154,9 @@ gdt_pointer:
     .globl processors_started
 processors_started:
     .skip   4
+    .balign 16
+task_state:
+    .skip   104 + 8192 + 8
     .balign 16
     .skip   65536
 boot_stack_top:

@@ -115,6 +115,7 @@ fn echo() -> Result<()> {
         let byte = serial::receive();
         serial::send_string(&[byte]);
         if byte == b'.' {
+            serial::send_string(b"\n");
             return Ok(());
         }
     }

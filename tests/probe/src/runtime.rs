@@ -20,6 +20,10 @@ fn panicked(info: &PanicInfo) -> ! {
     cpu::leave(None)
 }
 
+/// Named by the unwind tables of `core`, which the linker throws away only after it has looked.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
 /// # Safety
 /// As C's `memcpy`.
 #[unsafe(no_mangle)]

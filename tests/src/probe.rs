@@ -1,0 +1,40 @@
+//! The probe guest's ELF file, and damaged copies of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The probe, as the build script has made it.
+pub fn path() -> &'static Path {
+    Path::new(env!("ONGGI_PROBE"))
+}
+
+/// A copy of the probe that `change` has been at, in `folder`.
+///
+/// # Panics
+/// Where the files can't be read or written.
+pub fn changed(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let mut elf = fs::read(path()).expect("the probe can be read");
+    change(&mut elf);
+    let copy = folder.join("changed-probe");
+    fs::write(&copy, elf).expect("the copy can be written");
+    copy
+}
+
+/// Takes the PVH note away: its program header no longer says that it is one.
+pub fn without_pvh_note(elf: &mut Vec<u8>) {
+    const PT_NOTE: u8 = 4;
+    let table = field::<8>(elf, 32);
+    let (size, count) = (field::<2>(elf, 54), field::<2>(elf, 56));
+    for header in (0..count).map(|n| table + n * size) {
+        if elf[header] == PT_NOTE {
+            elf[header] = 0;
+        }
+    }
+}
+
+fn field<const LENGTH: usize>(elf: &[u8], at: usize) -> usize {
+    elf[at..at + LENGTH]
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | usize::from(*byte))
+}

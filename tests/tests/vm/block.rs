@@ -1,0 +1,194 @@
+//! Disks: what the guest writes is on the file, what is on the file the guest reads.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use onggi_tests::guest::Guest;
+use onggi_tests::pattern::{self, SECTOR};
+use tempfile::{TempDir, tempdir};
+
+const SECTORS: u64 = 8192;
+
+/// A file of [`SECTORS`] sectors of the pattern, and the folder that goes away with it.
+fn disk() -> (TempDir, PathBuf) {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("disk");
+    fs::write(&path, pattern::sectors(0, 0, SECTORS)).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn a_disk_says_what_it_is() {
+    let (_folder, path) = disk();
+    let outcome = Guest::new("blk-info").disk(&path).run().all_well();
+    assert_eq!(outcome.value("sectors"), SECTORS.to_string());
+    assert_eq!(outcome.value("id"), "onggi-test");
+    assert_eq!(outcome.value("readonly"), "false");
+    assert_eq!(outcome.value("flush"), "true");
+}
+
+#[test]
+fn the_guest_reads_what_is_on_the_file() {
+    let (_folder, path) = disk();
+    Guest::new("blk-read").disk(&path).run().all_well();
+}
+
+#[test]
+fn what_the_guest_writes_is_on_the_file() {
+    let (_folder, path) = disk();
+    Guest::new("blk-write,blk-read")
+        .with("seed=77 from=16 sectors=1000")
+        .disk(&path)
+        .run()
+        .all_well();
+    let bytes = fs::read(&path).unwrap();
+    let expected = [
+        pattern::sectors(0, 0, 16),
+        pattern::sectors(77, 16, 1000),
+        pattern::sectors(0, 1016, SECTORS - 1016),
+    ];
+    assert!(
+        bytes == expected.concat(),
+        "the file is not what the guest wrote"
+    );
+}
+
+#[test]
+fn requests_may_be_cut_in_any_way() {
+    let (_folder, path) = disk();
+    Guest::new("blk-shapes").disk(&path).run().all_well();
+}
+
+#[test]
+fn many_requests_at_once_are_answered_once_each() {
+    let (_folder, path) = disk();
+    Guest::new("blk-depth").disk(&path).run().all_well();
+}
+
+#[test]
+fn interrupts_come_when_they_are_wanted() {
+    let (_folder, path) = disk();
+    Guest::new("blk-interrupts").disk(&path).run().all_well();
+}
+
+#[test]
+fn requests_past_the_end_are_refused() {
+    let (_folder, path) = disk();
+    Guest::new("blk-limits").disk(&path).run().all_well();
+    assert!(
+        fs::read(&path).unwrap() == pattern::sectors(0, 0, SECTORS),
+        "the file was changed"
+    );
+}
+
+#[test]
+fn zeroes_are_written() {
+    let (_folder, path) = disk();
+    Guest::new("blk-zero")
+        .with("from=100 sectors=2000")
+        .disk(&path)
+        .run()
+        .all_well();
+    let zeroes = vec![0; 2000 * SECTOR];
+    let expected = [
+        pattern::sectors(0, 0, 100),
+        zeroes,
+        pattern::sectors(0, 2100, SECTORS - 2100),
+    ];
+    assert!(
+        fs::read(&path).unwrap() == expected.concat(),
+        "the file is not what it should be"
+    );
+}
+
+#[test]
+fn a_discard_gives_the_room_back() {
+    let (_folder, path) = disk();
+    let before = fs::metadata(&path).unwrap().blocks();
+    Guest::new("blk-discard")
+        .with("from=2048 sectors=4096")
+        .disk(&path)
+        .run()
+        .all_well();
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!(
+        metadata.len(),
+        SECTORS * SECTOR as u64,
+        "the file's length changed"
+    );
+    assert!(metadata.blocks() < before, "no room was given back");
+}
+
+#[test]
+fn a_read_only_disk_stays_as_it_is() {
+    let (_folder, path) = disk();
+    let mut permissions = fs::metadata(&path).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&path, permissions).unwrap();
+    Guest::new("blk-readonly,blk-read")
+        .read_only_disk(&path)
+        .run()
+        .all_well();
+    assert!(
+        fs::read(&path).unwrap() == pattern::sectors(0, 0, SECTORS),
+        "the file was changed"
+    );
+}
+
+#[test]
+fn each_of_several_disks_has_its_own_file() {
+    let (_first_folder, first) = disk();
+    let (_second_folder, second) = disk();
+    Guest::new("blk-write")
+        .with("device=1 seed=5")
+        .disk(&first)
+        .disk(&second)
+        .run()
+        .all_well();
+    assert!(
+        fs::read(&first).unwrap() == pattern::sectors(0, 0, SECTORS),
+        "the wrong file was changed"
+    );
+    assert!(
+        fs::read(&second).unwrap() == pattern::sectors(5, 0, SECTORS),
+        "the file was not written"
+    );
+}
+
+#[test]
+fn reads_of_a_file_that_was_truncated_fail_and_nothing_else() {
+    let (_folder, path) = disk();
+    let guest = Guest::new("blk-error,blk-read")
+        .with("from=4096 sectors=8 device=0")
+        .disk(&path);
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(1024 * SECTOR as u64)
+        .unwrap();
+    let outcome = guest.run();
+    assert!(outcome.said.contains("blk-error: ok"), "{}", outcome.said);
+    // What is still there can still be read.
+    let (_folder, path) = disk();
+    let guest = Guest::new("blk-read")
+        .with("from=0 sectors=1024")
+        .disk(&path);
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(1024 * SECTOR as u64)
+        .unwrap();
+    guest.run().all_well();
+}
+
+#[test]
+fn a_file_that_was_removed_still_serves() {
+    let (_folder, path) = disk();
+    let guest = Guest::new("blk-read,blk-write").disk(&path);
+    fs::remove_file(&path).unwrap();
+    guest.run().all_well();
+    assert!(!path.exists(), "the file came back");
+}

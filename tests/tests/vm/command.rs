@@ -1,0 +1,148 @@
+//! `onggi boot` as a user runs it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use onggi_tests::command::{boot, onggi};
+use tempfile::tempdir;
+
+#[test]
+fn the_console_is_standard_output() {
+    let output = boot("hello", "exit=poweroff").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("hello: ok"), "{said}");
+}
+
+#[test]
+fn a_reset_is_an_end_like_any_other() {
+    assert!(
+        boot("exit", "exit=reset")
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn a_triple_fault_is_an_error() {
+    let output = boot("exit", "exit=triple").output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{message}");
+    assert!(message.contains("triple fault"), "{message}");
+}
+
+#[test]
+fn the_console_goes_to_a_file() {
+    let folder = tempdir().unwrap();
+    let console = folder.path().join("console");
+    let mut command = boot("hello", "exit=poweroff");
+    let output = command
+        .arg("--console")
+        .arg(format!("file:{}", console.display()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(fs::read_to_string(&console).unwrap().contains("hello: ok"));
+    assert!(output.stdout.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_disk_is_attached() {
+    let folder = tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let output = boot("blk-info,blk-readonly", "exit=poweroff")
+        .arg("--disk")
+        .arg(format!("{},ro", disk.display()))
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("sectors=2048") && said.contains("blk-readonly: ok"),
+        "{said}"
+    );
+}
+
+#[test]
+fn bad_input_is_one_clear_sentence() {
+    for arguments in [
+        &["boot", "--kernel", "/nonexistent"][..],
+        &["boot", "--kernel", "/etc/passwd"],
+        &["boot", "--kernel", "/bin/sh", "--memory", "0"],
+        &["boot", "--kernel", "/bin/sh", "--memory", "4096T"],
+        &["boot", "--kernel", "/bin/sh", "--cpus", "0"],
+        &["boot"],
+    ] {
+        let output = onggi().args(arguments).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{arguments:?} went well");
+        assert!(
+            !message.is_empty() && !message.contains("panicked"),
+            "{arguments:?}: {message}"
+        );
+    }
+}
+
+#[test]
+fn a_second_sigterm_ends_a_deaf_guest() {
+    let mut child = boot("hello", "exit=hang")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(&mut child, "hello: ok");
+    for _ in 0..2 {
+        signal(&child, "TERM");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+}
+
+#[test]
+fn nothing_is_left_after_a_kill() {
+    let folder = tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let start = || {
+        let mut command = boot("blk-write,hello", "exit=hang");
+        command.env("ONGGI_HOME", folder.path().join("home"));
+        command.env("TMPDIR", folder.path());
+        command
+            .arg("--disk")
+            .arg(&disk)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    for _ in 0..2 {
+        // The second time the disk is free again, although the first owner had no chance to say so.
+        let mut child = start();
+        wait_for(&mut child, "hello: ok");
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+    let mut left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|file| file.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["disk"]);
+}
+
+fn wait_for(child: &mut std::process::Child, words: &str) {
+    let console = BufReader::new(child.stdout.as_mut().unwrap());
+    assert!(
+        console.lines().any(|line| line.unwrap().contains(words)),
+        "the guest never said {words}"
+    );
+}
+
+fn signal(child: &std::process::Child, name: &str) {
+    let sent = std::process::Command::new("kill")
+        .args([format!("-{name}"), child.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
