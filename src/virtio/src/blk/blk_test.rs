@@ -130,6 +130,37 @@ impl Subject for Reads {
     }
 }
 
+/// Requests that the kernel never finishes at once, so that a stop finds them in flight.
+struct Holes {
+    dir: TempDir,
+}
+
+impl Subject for Holes {
+    const QUEUE: u16 = 0;
+
+    fn device(&self) -> Box<dyn Device> {
+        Box::new(block(self.dir.path(), Access::ReadWrite))
+    }
+
+    fn request(&self, driver: &mut Driver) -> (u16, (GuestAddress, u32)) {
+        let header = header(VIRTIO_BLK_T_WRITE_ZEROES, 0);
+        let request = driver.guest.put(&[header, range(8, 8, 1)].concat());
+        let status = driver.guest.room(1);
+        (driver.add(&[request], &[status]), status)
+    }
+
+    fn check(&self, driver: &Driver, reply: (GuestAddress, u32), used: Used) {
+        assert_eq!((used.len, &driver.guest.read(reply)[..]), (1, &[OK][..]));
+    }
+}
+
+#[test]
+fn finishes_what_is_in_flight() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("disk"), pattern()).unwrap();
+    suite::run(&Holes { dir });
+}
+
 #[test]
 fn behaves_as_a_device() {
     let dir = tempfile::tempdir().unwrap();

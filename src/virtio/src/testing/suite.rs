@@ -274,21 +274,20 @@ fn answers_good_chains_among_bad_ones(subject: &impl Subject) {
     assert_eq!(bench.driver.notifier.events().resets, 0);
 }
 
-fn asks_for_a_reset_when_the_ring_is_broken(subject: &impl Subject) {
-    let mut bench = Bench::new(subject, VERSION_1, 0);
-    bench.ask(1);
-    bench.driver.kick();
-    bench.take_all();
-    bench.driver.offer(SIZE);
-    bench.driver.kick();
-    bench.wait_for_reset();
-    bench.driver.kick();
-    bench.device.stop_queue(0);
-
-    let mut bench = Bench::new(subject, VERSION_1, 0);
-    bench.driver.set_avail_index(SIZE + 1);
-    bench.driver.kick();
-    bench.wait_for_reset();
-    bench.driver.kick();
-    bench.device.stop_queue(0);
+fn asks_for_a_reset_when_the_ring_is_broken<S: Subject>(subject: &S) {
+    let breakages: [fn(&mut Driver); 2] = [
+        |driver| driver.offer(SIZE),
+        |driver| driver.set_avail_index(SIZE + 2),
+    ];
+    for break_ring in breakages {
+        let mut bench = Bench::new(subject, VERSION_1, 0);
+        bench.ask(1);
+        bench.driver.kick();
+        bench.take_all();
+        break_ring(&mut bench.driver);
+        bench.driver.kick();
+        bench.wait_for_reset();
+        bench.driver.kick();
+        assert!(bench.device.stop_queue(S::QUEUE).is_some());
+    }
 }
