@@ -114,35 +114,26 @@ impl Muxer {
         if header.src_cid != self.guest_cid {
             return;
         }
-        let for_us = header.dst_cid == HOST_CID && header.kind == TYPE_STREAM;
-        let (Some(op), true) = (Op::from_raw(header.op), for_us) else {
+        if header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
             return self.refuse(header);
-        };
+        }
         let key = Key {
             host_port: header.dst_port,
             guest_port: header.src_port,
         };
-        match self.keys.get(&key) {
-            Some(&Slot::Live(token)) => self.receive_live(token, header, op, payload),
-            Some(Slot::Closing(_)) => self.receive_closing(key, header, op),
-            None if op == Op::Request => self.open_from_guest(key, header),
-            None => self.refuse(header),
+        match (self.keys.get(&key), Op::from_raw(header.op)) {
+            (Some(&Slot::Live(token)), Some(op)) => self.receive_live(token, header, op, payload),
+            (Some(&Slot::Live(token)), None) => self.end(token, Fate::Reset),
+            (Some(Slot::Closing(_)), Some(op)) => self.receive_closing(key, header, op),
+            (None, Some(Op::Request)) => self.open_from_guest(key, header),
+            _ => self.refuse(header),
         }
     }
 
-    /// A packet came whose payload is not there. Its connection can't go on with bytes missing.
+    /// A packet came whose payload is not there. Its connection can't go on with bytes missing, any
+    /// more than after an operation that does not exist.
     pub fn receive_malformed(&mut self, header: &Header) {
-        let unknown = Header { op: 0, ..*header };
-        let key = Key {
-            host_port: header.dst_port,
-            guest_port: header.src_port,
-        };
-        match self.keys.get(&key) {
-            Some(&Slot::Live(token)) if header.src_cid == self.guest_cid => {
-                self.end(token, Fate::Reset);
-            }
-            _ => self.receive(&unknown, &[]),
-        }
+        self.receive(&Header { op: 0, ..*header }, &[]);
     }
 
     /// Whether packets from the guest must wait: each may need an answer.
