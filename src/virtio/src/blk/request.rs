@@ -10,8 +10,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::Le32;
-use vm_memory::Le64;
+use vm_memory::{Le32, Le64};
 
 use crate::blk::MAX_SERIAL;
 use crate::blk::config::MAX_RANGE_SECTORS;
