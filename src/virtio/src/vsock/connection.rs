@@ -1,5 +1,5 @@
-//! One connection between a port of the guest and a stream of the host (VIRTIO 1.2 §5.10.6.3 to
-//! §5.10.6.6): its state, its credit, and what it has to say to the guest next.
+//! One connection between a port of the guest and a stream of the host (VIRTIO 1.2 §5.10.6.3,
+//! §5.10.6.5): its state, its credit, and what it has to say to the guest next.
 //!
 //! From guest to host, payload goes straight to the stream; what the stream doesn't take waits in a
 //! backlog, whose size is the credit that the guest was promised. From host to guest nothing is
@@ -183,9 +183,10 @@ impl Connection {
     pub fn receive(&mut self, header: &Header, op: Op, payload: &[u8]) -> Fate {
         self.note_guest_credit(header);
         let open = self.phase == Phase::Open;
+        let asked = matches!(self.phase, Phase::Opening { asked: true, .. });
         match op {
             Op::Reset => Fate::Gone,
-            Op::Response if !open => self.accepted(),
+            Op::Response if asked => self.accepted(),
             Op::Rw if open => self.take(payload),
             Op::Shutdown if open => self.close_from_guest(header.flags),
             Op::CreditUpdate if open => Fate::Lives,

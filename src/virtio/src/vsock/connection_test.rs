@@ -215,6 +215,14 @@ fn only_a_response_opens_what_the_host_asked_for() {
 }
 
 #[test]
+fn a_response_before_the_request_is_out_of_place() {
+    let (near, _far) = pair();
+    let mut connection = Connection::from_host(KEY, near, Instant::now(), BUF_ALLOC);
+    let guessed = connection.receive(&credit(1, 0), Op::Response, &[]);
+    assert_eq!(guessed, Fate::Reset);
+}
+
+#[test]
 fn a_client_may_be_done_with_sending_before_the_guest_answers_but_not_be_gone() {
     let (near, mut far) = pair();
     let mut connection = Connection::from_host(KEY, near, Instant::now(), BUF_ALLOC);

@@ -3,7 +3,7 @@
 //! It knows neither queues nor guest memory. Its memory is bounded whatever either side does:
 //! [`MAX_CONNECTIONS`], each with a bounded backlog, [`MAX_CLIENTS`] before that, and resets, which
 //! belong to no connection any more. When [`MAX_RESETS`] have piled up, the guest's packets wait
-//! until it takes some, as §5.10.6.1.2 foresees; what the host does adds at most one for each
+//! until it takes some, as §5.10.6.1 foresees; what the host does adds at most one for each
 //! connection that the guest has heard of.
 
 use std::collections::{HashMap, VecDeque};
@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::backlog::Orphan;
 use super::connection::{Connection, Fate, Fill, Key};
-use super::connector::Connector;
+use super::connector::{Connector, LocalConnector};
 use super::handshake::Client;
 use super::packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
 
@@ -265,6 +265,8 @@ impl Muxer {
     pub fn shut_down(&mut self) {
         self.reset();
         self.listener = None;
+        // Whoever waits for connections learns that there will be none.
+        self.connector = Box::new(LocalConnector::new());
         self.clients.clear();
     }
 

@@ -2,7 +2,6 @@ use std::io::{Read, Write};
 use std::sync::mpsc::Receiver;
 
 use super::*;
-use crate::vsock::connector::LocalConnector;
 
 const CID: u64 = 3;
 

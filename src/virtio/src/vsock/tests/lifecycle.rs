@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 
 use super::*;
@@ -229,6 +230,8 @@ fn the_host_reads_to_the_end_when_the_device_is_gone() {
     bed.write_all(&mut socket, &bytes);
     bed.settle();
     drop(bed.device);
+    let more = port.recv_timeout(PATIENCE).unwrap_err();
+    assert_eq!(more, RecvTimeoutError::Disconnected);
     let mut came = Vec::new();
     host.read_to_end(&mut came).unwrap();
     assert!(came == bytes, "the host read something else");
