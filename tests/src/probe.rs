@@ -32,6 +32,16 @@ pub fn without_pvh_note(elf: &mut Vec<u8>) {
     }
 }
 
+/// Makes the 64-bit entry jump to where no memory is, in ring 0: no CPU can run that, and no KVM can
+/// emulate it.
+pub fn that_runs_nowhere(elf: &mut Vec<u8>) {
+    const MOV_EAX_JMP_RAX: [u8; 7] = [0xb8, 0, 0, 0, 0xe0, 0xff, 0xe0]; // to 0xe000_0000
+    // The entry is the first byte of the first segment.
+    let table = field::<8>(elf, 32);
+    let entry = field::<8>(elf, table + 8);
+    elf[entry..entry + MOV_EAX_JMP_RAX.len()].copy_from_slice(&MOV_EAX_JMP_RAX);
+}
+
 fn field<const LENGTH: usize>(elf: &[u8], at: usize) -> usize {
     elf[at..at + LENGTH]
         .iter()

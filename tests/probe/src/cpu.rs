@@ -8,6 +8,8 @@ const I8042_COMMAND: u16 = 0x64;
 /// ACPI's sleep control register where monitors without a PCI chipset put it; `0x34` is
 /// `SLP_EN | SLP_TYP 5`.
 const SLEEP_CONTROL: u16 = 0x600;
+/// QEMU's `pvpanic`, by which a kernel reports its panic.
+const PANIC: u16 = 0x505;
 /// QEMU's `isa-debug-exit`.
 const DEBUG_EXIT: u16 = 0xf4;
 
@@ -81,6 +83,7 @@ pub fn leave(way: Option<&str>) -> ! {
         Some("reset") => out8(I8042_COMMAND, 0xfe),
         Some("poweroff") => out8(SLEEP_CONTROL, 0x34),
         Some("debug") => out32(DEBUG_EXIT, 0),
+        Some("panic") => out8(PANIC, 1),
         Some("triple") => triple_fault(),
         Some("hang") => {}
         _ => {

@@ -6,8 +6,8 @@
 //!
 //! - `probe=NAME,NAME…`: what to run, see [`probes::run`]; without it, nothing;
 //! - `virtio=BASE+STRIDE*COUNT`: where virtio-mmio devices may lie;
-//! - `exit=reset|poweroff|debug|triple|hang|none`: how to leave the machine; by default one after
-//!   the other until one works;
+//! - `exit=reset|poweroff|debug|panic|triple|hang`: how to leave the machine; by default one way
+//!   after the other until one works;
 //! - `quiet`: say nothing of what went well;
 //! - what single probes want, as `seed=`, `sectors=`, `port=`; numbers are decimal or `0x…`.
 //!

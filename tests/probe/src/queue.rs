@@ -17,8 +17,8 @@ pub mod flag {
     pub const INDIRECT: u16 = 4;
 }
 
-/// Ticks until a device must have answered: some seconds.
-const ANSWER_LIMIT: u64 = 15_000_000_000;
+/// Ticks until a device must have answered: half a minute or so, for hosts that are busy.
+const ANSWER_LIMIT: u64 = 60_000_000_000;
 pub const DESCRIPTOR: u64 = 16;
 /// `VIRTQ_USED_F_NO_NOTIFY`.
 const NO_NOTIFY: u16 = 1;

@@ -33,7 +33,7 @@ pub fn run(machine: &Machine) -> Result<()> {
     phys::write(APIC + COMMAND, STARTUP | (TRAMPOLINE >> 12) as u32);
     let counter = &raw const processors_started as u64;
     let started = || u64::from(phys::read::<u32>(counter));
-    cpu::wait_until(15_000_000_000, || started() >= wanted);
+    cpu::wait_until(60_000_000_000, || started() >= wanted);
     // One too many would come soon after.
     cpu::wait(1_000_000);
     ensure(

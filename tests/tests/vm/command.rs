@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 use onggi_tests::command::{boot, onggi};
+use onggi_tests::probe;
 use tempfile::tempdir;
 
 #[test]
@@ -40,11 +41,7 @@ fn the_console_goes_to_a_file() {
     let folder = tempdir().unwrap();
     let console = folder.path().join("console");
     let mut command = boot("hello", "exit=poweroff");
-    let output = command
-        .arg("--console")
-        .arg(format!("file:{}", console.display()))
-        .output()
-        .unwrap();
+    let output = command.arg("--console").arg(&console).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(fs::read_to_string(&console).unwrap().contains("hello: ok"));
     assert!(output.stdout.is_empty(), "{output:?}");
@@ -68,12 +65,60 @@ fn a_disk_is_attached() {
 }
 
 #[test]
+fn firecrackers_configuration_file_is_understood() {
+    let folder = tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let config = folder.path().join("config.json");
+    let json = format!(
+        r#"{{
+            "boot-source": {{
+                "kernel_image_path": "{kernel}",
+                "boot_args": "probe=hello,cpus,blk-info,rng,vsock-info cpus=2 virtio=0xd0000000+0x1000*4"
+            }},
+            "machine-config": {{ "vcpu_count": 2, "mem_size_mib": 64 }},
+            "drives": [{{
+                "drive_id": "root", "path_on_host": "{disk}", "is_root_device": false, "is_read_only": true
+            }}],
+            "vsock": {{ "guest_cid": 42, "uds_path": "{socket}" }},
+            "entropy": {{}}
+        }}"#,
+        kernel = probe::path().display(),
+        disk = disk.display(),
+        socket = folder.path().join("vsock").display(),
+    );
+    fs::write(&config, json).unwrap();
+    let output = onggi()
+        .args(["boot", "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    for well in [
+        "cpus: ok",
+        "sectors=2048 id=root readonly=true",
+        "rng: ok",
+        "cid=42",
+    ] {
+        assert!(said.contains(well), "{said}");
+    }
+    let left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|file| file.unwrap().file_name())
+        .collect();
+    assert!(
+        !left.contains(&"vsock".into()),
+        "the socket was left behind"
+    );
+}
+
+#[test]
 fn bad_input_is_one_clear_sentence() {
     for arguments in [
         &["boot", "--kernel", "/nonexistent"][..],
         &["boot", "--kernel", "/etc/passwd"],
         &["boot", "--kernel", "/bin/sh", "--memory", "0"],
-        &["boot", "--kernel", "/bin/sh", "--memory", "4096T"],
+        &["boot", "--kernel", "/bin/sh", "--memory", "4194304g"],
         &["boot", "--kernel", "/bin/sh", "--cpus", "0"],
         &["boot"],
     ] {

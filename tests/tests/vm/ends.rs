@@ -4,7 +4,9 @@ use std::thread;
 use std::time::Duration;
 
 use onggi_tests::guest::Guest;
-use onggi_vmm::Exit;
+use onggi_tests::probe;
+use onggi_vmm::{BootProtocol, Exit};
+use tempfile::tempdir;
 
 #[test]
 fn a_guest_powers_off() {
@@ -22,6 +24,25 @@ fn a_guest_resets_itself() {
 fn a_triple_fault_is_told_apart() {
     let outcome = Guest::new("exit").with("exit=triple").run().all_well();
     assert_eq!(outcome.exit, Exit::TripleFault);
+}
+
+#[test]
+fn a_reported_panic_ends_the_vm() {
+    let outcome = Guest::new("exit").with("exit=panic").run().all_well();
+    assert_eq!(outcome.exit, Exit::Panicked);
+}
+
+#[test]
+fn kvm_gives_up_and_says_why() {
+    let folder = tempdir().unwrap();
+    let kernel = probe::changed(folder.path(), probe::that_runs_nowhere);
+    let guest = Guest::new("exit")
+        .kernel(kernel)
+        .protocol(BootProtocol::Linux64);
+    let Exit::Failed(why) = guest.run().exit else {
+        panic!("KVM ran what can't be run")
+    };
+    assert!(!why.is_empty());
 }
 
 #[test]

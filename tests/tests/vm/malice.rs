@@ -2,8 +2,6 @@
 //!
 //! What is attacked how is the probe's to say: `tests/probe/src/attack/`.
 
-use std::fs::File;
-
 use onggi_tests::guest::Guest;
 use onggi_virtio::vsock::LocalConnector;
 use tempfile::NamedTempFile;
@@ -67,7 +65,6 @@ fn the_socket_device_withstands_every_attack() {
 #[test]
 fn an_attack_on_one_device_leaves_the_others_alone() {
     let file = empty_disk();
-    File::open(file.path()).unwrap();
     let guest = Guest::new("attack,rng,blk-write,blk-read").with("kind=4");
     guest.disk(file.path()).entropy().run().all_well();
 }

@@ -374,7 +374,7 @@ fn interrupts(machine: &Machine, blk: &mut Blk) -> Result<()> {
         blk.queue.want_interrupts(wanted);
         blk.succeed(kind::IN, 0, &[writable(buffer, SECTOR)])?;
         // The used ring is written before the notification.
-        let raised = cpu::wait_until(if wanted { 3_000_000_000 } else { 600_000 }, || {
+        let raised = cpu::wait_until(if wanted { 15_000_000_000 } else { 600_000 }, || {
             pending() == 1
         });
         ensure(

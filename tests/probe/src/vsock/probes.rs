@@ -1,7 +1,7 @@
 //! Probes of the socket device. Options: `port=` of the host or to listen on, `bytes=` how much.
 
 use super::driver::{HOST, SOCKET, Vsock, op};
-use super::stream::{Stream, shutdown};
+use super::stream::{PATIENCE, Stream, shutdown};
 use crate::cpu;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
@@ -71,7 +71,7 @@ fn echo(vsock: &mut Vsock, port: u32, bytes: u64) -> Result<()> {
             last = now;
         }
         ensure(
-            now - last < 15_000_000_000,
+            now - last < PATIENCE,
             "the stream stands still (sent, received)",
             stream.sent,
             stream.received,
