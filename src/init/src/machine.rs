@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
@@ -72,6 +73,9 @@ const SETTINGS: [(&str, &str); 2] = [
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
 ];
 
+/// Docker's limit of open files: what images are tried with.
+const OPEN_FILES: u64 = 1 << 20;
+
 /// A step without which nothing works.
 #[derive(Debug, thiserror::Error)]
 pub enum SetUpError {
@@ -96,6 +100,9 @@ pub fn set_up() -> Result<(), SetUpError> {
     // Ctrl-Alt-Del comes as SIGINT to PID 1 instead of a reset.
     let _ = set_cad_enabled(false);
     let _ = sethostname("onggi");
+    // Containers inherit the limits; the VM's size is what really limits them.
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES);
+    let _ = setrlimit(Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY);
     if let Err(error) = loopback_up() {
         say(&format!(
             "the loopback interface can't be brought up: {error}"

@@ -1,5 +1,6 @@
 //! The container's `config.json` (OCI runtime-spec), with Docker's defaults where a program could
-//! tell the difference: capabilities, devices, masked and read-only paths, limits.
+//! tell the difference: capabilities, devices, masked and read-only paths. Resource limits are those
+//! that PID 1 has set for itself.
 //!
 //! Two things are on purpose not as Docker has them. There's **no seccomp profile**: the profile
 //! guards a kernel that others share, but this kernel is the container's own and the VM is the
@@ -12,9 +13,8 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     BoxBuilder, Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder,
     LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, Mount, MountBuilder,
-    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec,
-    SpecBuilder, UserBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, Mount, MountBuilder, Process,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use onggi_protocol::WindowSize;
 
@@ -185,7 +185,6 @@ fn process(contents: Contents<'_>) -> Result<Process, OciSpecError> {
         .cwd(contents.cwd)
         .user(user)
         .capabilities(capabilities(contents.user)?)
-        .rlimits(limits()?)
         .no_new_privileges(false);
     if let Some(size) = contents.terminal {
         process = process.terminal(true);
@@ -220,20 +219,6 @@ fn capabilities(user: &User) -> Result<LinuxCapabilities, OciSpecError> {
         .inheritable(std::collections::HashSet::new())
         .ambient(std::collections::HashSet::new())
         .build()
-}
-
-fn limits() -> Result<Vec<PosixRlimit>, OciSpecError> {
-    let limit = |kind, both: u64| {
-        PosixRlimitBuilder::default()
-            .typ(kind)
-            .soft(both)
-            .hard(both)
-            .build()
-    };
-    Ok(vec![
-        limit(PosixRlimitType::RlimitNofile, 1 << 20)?,
-        limit(PosixRlimitType::RlimitNproc, libc::RLIM_INFINITY)?,
-    ])
 }
 
 fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
