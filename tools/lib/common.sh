@@ -47,17 +47,20 @@ need_rust() {
 # download_package NAME[=VERSION] DIR: the .deb into DIR (not installed);
 # prints its path. One that is there already is not fetched again.
 download_package() {
-    local name=${1%%=*} version dir=$2 file
+    local name=${1%%=*} version dir=$2 file partial
     version=$(package_version "$1") || return
     file=$dir/${name}_${version//:/%3a}.deb
     if [[ ! -s $file ]]; then
-        mkdir -p "$dir/partial.$$"
-        # Run from the folder: apt-get download has no option for it. The
-        # sandbox user can't write there, and apt only warns about it.
-        (cd "$dir/partial.$$" && apt-get download -qq "$name=$version" >/dev/null 2>&1) ||
-            { rm -rf "$dir/partial.$$"; die "apt-get could not download $name $version"; }
-        mv "$dir/partial.$$"/*.deb "$file"
-        rmdir "$dir/partial.$$"
+        partial=$dir/partial.$$
+        mkdir -p "$partial"
+        # It downloads to where it runs. As root it warns that its sandbox's
+        # user can't write there, which is no news.
+        if ! (cd "$partial" && apt-get download -qq "$name=$version") >"$partial/log" 2>&1; then
+            cat "$partial/log" >&2
+            die "apt-get could not download $name $version"
+        fi
+        mv "$partial"/*.deb "$file"
+        rm -r "$partial"
     fi
     printf '%s\n' "$file"
 }
