@@ -21,7 +21,7 @@ pub fn changed(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
 }
 
 /// Takes the PVH note away: its program header no longer says that it is one.
-pub fn without_pvh_note(elf: &mut Vec<u8>) {
+pub fn without_pvh_note(elf: &mut [u8]) {
     const PT_NOTE: u8 = 4;
     let table = field::<8>(elf, 32);
     let (size, count) = (field::<2>(elf, 54), field::<2>(elf, 56));
@@ -34,7 +34,7 @@ pub fn without_pvh_note(elf: &mut Vec<u8>) {
 
 /// Makes the 64-bit entry jump to where no memory is, in ring 0: no CPU can run that, and no KVM can
 /// emulate it.
-pub fn that_runs_nowhere(elf: &mut Vec<u8>) {
+pub fn that_runs_nowhere(elf: &mut [u8]) {
     const MOV_EAX_JMP_RAX: [u8; 7] = [0xb8, 0, 0, 0, 0xe0, 0xff, 0xe0]; // to 0xe000_0000
     // The entry is the first byte of the first segment.
     let table = field::<8>(elf, 32);

@@ -18,7 +18,7 @@ fn a_kernel_with_a_pvh_note_is_entered_by_it() {
 #[test]
 fn a_kernel_without_a_note_is_entered_by_the_linux_protocol() {
     let folder = tempdir().unwrap();
-    let kernel = probe::changed(folder.path(), probe::without_pvh_note);
+    let kernel = probe::changed(folder.path(), |elf| probe::without_pvh_note(elf));
     let outcome = Guest::new("hello").kernel(kernel).run().all_well();
     assert_eq!(outcome.value("protocol"), "linux64");
 }
@@ -37,7 +37,7 @@ fn the_protocol_can_be_chosen() {
 #[test]
 fn pvh_is_refused_where_the_kernel_has_no_note() {
     let folder = tempdir().unwrap();
-    let kernel = probe::changed(folder.path(), probe::without_pvh_note);
+    let kernel = probe::changed(folder.path(), |elf| probe::without_pvh_note(elf));
     let refused = Guest::new("hello")
         .kernel(kernel)
         .protocol(BootProtocol::Pvh)

@@ -35,7 +35,7 @@ fn a_reported_panic_ends_the_vm() {
 #[test]
 fn kvm_gives_up_and_says_why() {
     let folder = tempdir().unwrap();
-    let kernel = probe::changed(folder.path(), probe::that_runs_nowhere);
+    let kernel = probe::changed(folder.path(), |elf| probe::that_runs_nowhere(elf));
     let guest = Guest::new("exit")
         .kernel(kernel)
         .protocol(BootProtocol::Linux64);
