@@ -129,6 +129,11 @@ impl<R: Read> DigestReader<R> {
     pub(crate) fn finish(self) -> (Digest, u64) {
         (Digest(self.hasher.finalize().into()), self.count)
     }
+
+    /// The reader that is digested.
+    pub(crate) fn inner_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
 }
 
 impl<R: Read> Read for DigestReader<R> {

@@ -8,7 +8,7 @@ use crate::source::SourceError;
 use crate::{Digest, Platform};
 
 /// The result of an operation on images.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation on images failed.
 #[derive(Debug, thiserror::Error)]

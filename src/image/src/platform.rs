@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use oci_spec::image::{Arch, Os};
+use oci_spec::image::{Arch, ImageConfiguration, Os};
 
 /// An operating system and an architecture, in the Go language's words as in image indexes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,18 @@ impl Platform {
             os: Os::Linux,
             architecture,
             variant: None,
+        }
+    }
+
+    /// What an image is made for.
+    pub(crate) fn of(configuration: &ImageConfiguration) -> Self {
+        Self {
+            os: configuration.os().clone(),
+            architecture: configuration.architecture().clone(),
+            variant: configuration
+                .variant()
+                .clone()
+                .filter(|variant| !variant.is_empty()),
         }
     }
 

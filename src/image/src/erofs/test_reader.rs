@@ -23,10 +23,6 @@ impl Node {
     pub(crate) fn file_type(&self) -> u32 {
         self.mode & 0o170_000
     }
-
-    pub(crate) fn is_whiteout(&self) -> bool {
-        self.file_type() == 0o020_000 && self.device == 0
-    }
 }
 
 /// Files up to this size are read; of larger ones only the metadata.

@@ -1,6 +1,7 @@
 //! Tells a layer's compression by its first bytes, as Docker does: media types are often wrong.
 
-use std::io::{BufReader, Cursor, ErrorKind, Read};
+use std::fs::File;
+use std::io::{BufReader, Cursor, ErrorKind, Read, Seek};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -21,21 +22,43 @@ pub(crate) fn decompress<'a, R: Read + 'a>(mut blob: R) -> Result<Box<dyn Read +
     let magic = &magic[..length];
     let blob = Cursor::new(magic.to_vec()).chain(blob);
     let blob = BufReader::with_capacity(BUFFER, blob);
-    if magic.starts_with(GZIP) {
-        return Ok(Box::new(MultiGzDecoder::new(blob)));
+    match Compression::of(magic)? {
+        Compression::None => Ok(Box::new(blob)),
+        Compression::Gzip => Ok(Box::new(MultiGzDecoder::new(blob))),
+        Compression::Zstd => {
+            let decoder = zstd::Decoder::with_buffer(blob).map_err(LayerError::Read)?;
+            Ok(Box::new(decoder))
+        }
     }
-    let skippable = magic.first().is_some_and(|first| first & 0xf0 == 0x50);
-    if magic.starts_with(ZSTD) || (skippable && magic[1..].starts_with(ZSTD_SKIPPABLE)) {
-        let decoder = zstd::Decoder::with_buffer(blob).map_err(LayerError::Read)?;
-        return Ok(Box::new(decoder));
+}
+
+/// Whether a file, at its start, is compressed; it is at its start again afterwards.
+pub(crate) fn is_compressed(file: &mut File) -> Result<bool, LayerError> {
+    let mut magic = [0; 5];
+    let length = read_up_to(file, &mut magic)?;
+    file.rewind().map_err(LayerError::Read)?;
+    Ok(Compression::of(&magic[..length])? != Compression::None)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    fn of(magic: &[u8]) -> Result<Self, LayerError> {
+        let skippable = magic.first().is_some_and(|first| first & 0xf0 == 0x50)
+            && magic[1..].starts_with(ZSTD_SKIPPABLE);
+        match magic {
+            _ if magic.starts_with(GZIP) => Ok(Self::Gzip),
+            _ if magic.starts_with(ZSTD) || skippable => Ok(Self::Zstd),
+            _ if magic.starts_with(XZ) => Err(LayerError::Compression("xz")),
+            _ if magic.starts_with(BZIP2) => Err(LayerError::Compression("bzip2")),
+            _ => Ok(Self::None),
+        }
     }
-    if magic.starts_with(XZ) {
-        return Err(LayerError::Compression("xz"));
-    }
-    if magic.starts_with(BZIP2) {
-        return Err(LayerError::Compression("bzip2"));
-    }
-    Ok(Box::new(blob))
 }
 
 fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> Result<usize, LayerError> {

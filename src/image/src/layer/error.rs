@@ -54,6 +54,9 @@ pub enum LayerError {
     /// The names, links and attributes would take too much memory.
     #[error("its entries need more than {} MiB of metadata", .0 >> 20)]
     TooMuchMetadata(u64),
+    /// An archive of images with more members than any should have.
+    #[error("it has more than {0} members")]
+    TooManyMembers(usize),
     /// The file system can't be written.
     #[error("its file system can't be made")]
     Write(#[from] WriteError),

@@ -42,6 +42,11 @@ impl Map {
         Ok(Self { segments, size })
     }
 
+    /// Bytes of data that are stored.
+    pub(crate) fn stored(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.length).sum()
+    }
+
     /// A file without holes.
     pub(super) fn whole(size: u64) -> Self {
         let segment = Segment {

@@ -1,22 +1,51 @@
 //! The store: images on this machine, addressed by their content.
+//!
+//! ```text
+//! lock                      held while the state or a blob is changed
+//! state.json                images and names; one file, replaced as a whole
+//! blobs/sha256/HEX          configurations and manifests
+//! layers/sha256/HEX.erofs   layers as file systems, by diff id
+//! layers/sha256/HEX.lock    held exclusively by who makes or removes the layer, shared by a pull
+//!                           that counts on it and has not yet entered its image into the state
+//! *.tmp                     unfinished files
+//! ```
+//!
+//! The layers' compressed blobs are not kept: a machine that runs images needs only the file systems.
+//! Configurations and manifests are, so that an image can be inspected and named in a registry; to
+//! push its layers elsewhere they have to be fetched again, or be mounted from the registry that has
+//! them.
+//!
+//! A layer is made once, however many pulls want it at the same time. What is not finished has
+//! another name, and goes when the process that made it is gone. Nothing is entered into the state
+//! before it is on disk, and nothing removed from disk before it is out of the state.
 
+mod files;
+mod lock;
+mod pull;
+mod remove;
+mod state;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
 
-use crate::{Digest, Error, Platform, Progress, Reference, Result};
+pub use pull::PullOptions;
+pub use remove::Removed;
+
+use crate::reference::Kind;
+use crate::{Digest, Error, Reference, Result, source};
+use lock::Lock;
+use state::State;
+
+/// The extension of layers' file systems.
+const LAYER: &str = ".erofs";
 
 /// The images on this machine.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
-}
-
-/// How to pull.
-#[derive(Debug, Clone, Default)]
-pub struct PullOptions {
-    /// What the image must be made for; this machine by default.
-    pub platform: Platform,
 }
 
 /// An image that is in the store, whole.
@@ -52,75 +81,195 @@ pub struct ImageSummary {
     pub names: Vec<String>,
     /// When it was made, as its configuration says (RFC 3339).
     pub created: Option<String>,
-    /// Bytes on disk of its layers; images can share some.
+    /// Bytes of its layers' file systems. Images can share layers.
     pub size: u64,
 }
 
-/// What a removal did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Names that are gone.
-    pub untagged: Vec<String>,
-    /// Images that are gone.
-    pub deleted: Vec<Digest>,
-    /// Bytes given back to the file system.
-    pub freed: u64,
-}
-
 impl Store {
-    /// Opens the store at `root` and makes it where there is none.
+    /// Opens the store at `root` and makes it where there is none. What dead processes have left
+    /// unfinished is removed.
     ///
     /// # Errors
     /// Where the directory can't be made, or has a layout that this version does not know.
     pub fn open(root: &Path) -> Result<Self> {
-        std::fs::create_dir_all(root).map_err(Error::io("create", root))?;
-        Ok(Self {
+        let store = Self {
             root: root.to_owned(),
-        })
-    }
-
-    /// Fetches, verifies and unpacks what is missing of an image, and gives it its name. Always asks
-    /// the source which image the name means now, except for one pinned by its digest.
-    ///
-    /// # Errors
-    /// On any of them the name still means what it meant before.
-    pub fn pull(
-        &self,
-        reference: &Reference,
-        _options: &PullOptions,
-        _progress: &dyn Progress,
-    ) -> Result<Image> {
-        Err(Error::NotFound(format!(
-            "{reference} at {}",
-            self.root.display()
-        )))
+        };
+        for directory in [store.blobs(), store.layers()] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)
+                .map_err(Error::io("create", &directory))?;
+        }
+        store.state()?;
+        store.reap()?;
+        Ok(store)
     }
 
     /// What a run uses: the image by that name, or by that id or the start of one, if the store has
-    /// it whole. A local layout or archive is looked at again, so that a changed one gives None.
+    /// it whole. A local layout or archive that has changed since gives None; one that is gone is
+    /// taken from the store.
     ///
     /// # Errors
-    /// Where the start of an id is not unique, or the store can't be read.
-    pub fn find(&self, _reference: &Reference) -> Result<Option<Image>> {
-        Ok(None)
+    /// Where the start of an id is not unique, a local source is not there and never was, or the
+    /// store can't be read.
+    pub fn find(&self, reference: &Reference) -> Result<Option<Image>> {
+        let state = self.state()?;
+        let name = reference.to_string();
+        let named = state.names.get(&name);
+        let id = match &reference.0 {
+            Kind::Id(id) => Some(*id),
+            Kind::Registry(_) => match (named, reference.id_prefix()) {
+                (Some(record), _) => Some(record.image),
+                (None, Some(prefix)) => state.by_prefix(&prefix)?,
+                (None, None) => None,
+            },
+            Kind::Local { .. } => match (source::stamp(reference), named) {
+                (Ok(stamp), Some(record)) if record.stamp == stamp => Some(record.image),
+                (Err(error), Some(record)) if error.is_absent() => Some(record.image),
+                (Err(error), _) => return Err(error.into()),
+                _ => None,
+            },
+        };
+        match id {
+            Some(id) => self.load(&state, &id, &name),
+            None => Ok(None),
+        }
     }
 
-    /// All images, by name.
+    /// All images, sorted by name.
     ///
     /// # Errors
     /// Where the store can't be read.
     pub fn list(&self) -> Result<Vec<ImageSummary>> {
-        Ok(Vec::new())
+        let state = self.state()?;
+        let mut images = Vec::new();
+        for id in state.images.keys() {
+            // An image that is being removed just now, or that lost a layer, is none.
+            let Some(image) = self.load(&state, id, "")? else {
+                continue;
+            };
+            images.push(ImageSummary {
+                id: *id,
+                names: state.names_of(id),
+                created: image.config.created().clone(),
+                size: image.layers.iter().map(|layer| layer.size).sum(),
+            });
+        }
+        // Those without a name come last.
+        images.sort_by(|one, other| {
+            let key =
+                |image: &ImageSummary| (image.names.is_empty(), image.names.clone(), image.id);
+            key(one).cmp(&key(other))
+        });
+        Ok(images)
     }
 
-    /// Takes the name from an image, and deletes the image with its last name. An id, or the start of
-    /// one, stands for an image's only name; with `force`, for all its names.
-    ///
-    /// A virtual machine that runs from the image goes on: it has the layers open.
-    ///
-    /// # Errors
-    /// Where there is no such image, or not only one.
-    pub fn remove(&self, name_or_id: &str, _force: bool) -> Result<Removed> {
-        Err(Error::NotFound(name_or_id.to_owned()))
+    /// An image of the state as it is on disk; None where a part of it is missing.
+    fn load(&self, state: &State, id: &Digest, name: &str) -> Result<Option<Image>> {
+        let Some(record) = state.images.get(id) else {
+            return Ok(None);
+        };
+        let path = self.blob(id);
+        let config = match std::fs::read(&path) {
+            Ok(config) => config,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        let config = serde_json::from_slice(&config).map_err(|source| Error::Damaged {
+            path,
+            source: Box::new(source),
+        })?;
+        let mut layers = Vec::new();
+        for diff_id in &record.layers {
+            let path = self.layer(diff_id);
+            match std::fs::metadata(&path) {
+                Ok(metadata) => layers.push(LayerImage {
+                    diff_id: *diff_id,
+                    path,
+                    size: metadata.len(),
+                }),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(Error::io("read", &path)(error)),
+            }
+        }
+        Ok(Some(Image {
+            id: *id,
+            name: name.to_owned(),
+            config,
+            layers,
+        }))
+    }
+
+    /// Removes unfinished files that nobody is at work on.
+    fn reap(&self) -> Result<()> {
+        let layers = self.layers();
+        let suffix = format!("{LAYER}{}", files::UNFINISHED);
+        for hex in files::names(&layers, &suffix)? {
+            let Ok(diff_id) = Digest::from_hex(&hex) else {
+                continue;
+            };
+            if let Some(_lock) = self.try_lock_layer(&diff_id)? {
+                files::remove(&layers.join(hex + &suffix))?;
+            }
+        }
+        let path = self.lock_path();
+        let lock = Lock::try_exclusive(&path).map_err(Error::io("lock", &path))?;
+        if lock.is_some() {
+            for directory in [self.root.clone(), self.blobs()] {
+                for name in files::names(&directory, files::UNFINISHED)? {
+                    files::remove(&directory.join(name + files::UNFINISHED))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<State> {
+        State::load(&self.state_path())
+    }
+
+    /// The lock for changes of the state and of blobs.
+    fn lock(&self) -> Result<Lock> {
+        let path = self.lock_path();
+        Lock::exclusive(&path).map_err(Error::io("lock", &path))
+    }
+
+    fn try_lock_layer(&self, diff_id: &Digest) -> Result<Option<Lock>> {
+        let path = self.layer_lock(diff_id);
+        Lock::try_exclusive(&path).map_err(Error::io("lock", &path))
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.root.join("state.json")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.root.join("blobs/sha256")
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blobs().join(digest.hex())
+    }
+
+    fn layers(&self) -> PathBuf {
+        self.root.join("layers/sha256")
+    }
+
+    fn layer(&self, diff_id: &Digest) -> PathBuf {
+        self.layers().join(format!("{}{LAYER}", diff_id.hex()))
+    }
+
+    fn layer_lock(&self, diff_id: &Digest) -> PathBuf {
+        self.layers().join(format!("{}.lock", diff_id.hex()))
     }
 }
+
+#[cfg(test)]
+#[path = "store_test.rs"]
+mod tests;

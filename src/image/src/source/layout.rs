@@ -1,0 +1,115 @@
+//! OCI image layouts (OCI image-spec, image-layout.md), in directories and in tars of them.
+
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::ImageIndex;
+
+use super::archive::Archive;
+use super::oci::{self, Blobs};
+use super::{LayerBlob, Resolved, Source, SourceError, open_file, parse_json, read_document};
+use crate::{Digest, Platform, Result};
+
+const INDEX: &str = "index.json";
+const INDEX_DOCUMENT: &str = "the layout's index.json";
+
+/// A layout in a directory.
+pub(super) struct Layout {
+    path: PathBuf,
+    index: Vec<u8>,
+}
+
+/// A layout in an archive.
+pub(super) struct ArchivedLayout {
+    archive: Archive,
+    index: Vec<u8>,
+}
+
+impl Layout {
+    pub(super) fn open(path: &Path, tag: Option<&str>) -> Result<Self, SourceError> {
+        Ok(Self {
+            path: path.to_owned(),
+            index: narrow(&read_index(path)?, tag)?,
+        })
+    }
+}
+
+/// The index of the layout at `path`, as it is.
+pub(super) fn read_index(path: &Path) -> Result<Vec<u8>, SourceError> {
+    std::fs::metadata(path).map_err(SourceError::open(path))?;
+    let file = open_file(&path.join(INDEX)).map_err(|error| match error {
+        error if error.is_absent() => SourceError::NotALayout(path.to_owned()),
+        error if is_not_a_directory(&error) => SourceError::NotALayout(path.to_owned()),
+        error => error,
+    })?;
+    read_document(INDEX_DOCUMENT, file)
+}
+
+fn is_not_a_directory(error: &SourceError) -> bool {
+    matches!(error, SourceError::Open { source, .. } if source.kind() == ErrorKind::NotADirectory)
+}
+
+/// An index of those entries alone that are meant by the tag.
+fn narrow(index: &[u8], tag: Option<&str>) -> Result<Vec<u8>, SourceError> {
+    let mut index: ImageIndex = parse_json(INDEX_DOCUMENT, index)?;
+    index.set_manifests(oci::tagged(&index, tag)?);
+    serde_json::to_vec(&index).map_err(|source| SourceError::Json {
+        what: INDEX_DOCUMENT,
+        source,
+    })
+}
+
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+impl Blobs for Layout {
+    fn blob(&self, digest: &Digest, _: u64) -> Result<Box<dyn Read + '_>, SourceError> {
+        match open_file(&self.path.join(blob_path(digest))) {
+            Ok(file) => Ok(Box::new(file)),
+            Err(error) if error.is_absent() => Err(SourceError::NoBlob(*digest)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Source for Layout {
+    fn resolve(&self, platform: &Platform) -> Result<Resolved> {
+        let name = self.path.display().to_string();
+        oci::resolve(self, self.index.clone(), platform, &name)
+    }
+
+    fn open_layer(&self, layer: &LayerBlob) -> Result<Box<dyn Read + '_>, SourceError> {
+        self.blob(&layer.digest.unwrap_or(layer.diff_id), layer.size)
+    }
+}
+
+impl ArchivedLayout {
+    pub(super) fn new(archive: Archive, tag: Option<&str>) -> Result<Self, SourceError> {
+        let Some(member) = archive.member(INDEX) else {
+            return Err(archive.lacks(INDEX));
+        };
+        let index = narrow(&read_document(INDEX_DOCUMENT, member)?, tag)?;
+        Ok(Self { archive, index })
+    }
+}
+
+impl Blobs for ArchivedLayout {
+    fn blob(&self, digest: &Digest, _: u64) -> Result<Box<dyn Read + '_>, SourceError> {
+        match self.archive.member(&blob_path(digest)) {
+            Some(member) => Ok(Box::new(member)),
+            None => Err(SourceError::NoBlob(*digest)),
+        }
+    }
+}
+
+impl Source for ArchivedLayout {
+    fn resolve(&self, platform: &Platform) -> Result<Resolved> {
+        let name = self.archive.path().display().to_string();
+        oci::resolve(self, self.index.clone(), platform, &name)
+    }
+
+    fn open_layer(&self, layer: &LayerBlob) -> Result<Box<dyn Read + '_>, SourceError> {
+        self.blob(&layer.digest.unwrap_or(layer.diff_id), layer.size)
+    }
+}

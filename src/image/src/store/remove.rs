@@ -1,0 +1,103 @@
+//! Taking names and images out of the store.
+
+use super::state::State;
+use super::{LAYER, Store, files};
+use crate::{Digest, Error, Reference, Result};
+
+/// What a removal did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Names that are gone.
+    pub untagged: Vec<String>,
+    /// Images that are gone.
+    pub deleted: Vec<Digest>,
+    /// Bytes given back to the file system.
+    pub freed: u64,
+}
+
+impl Store {
+    /// Takes the name from an image, and deletes the image with its last name. An id, or the start of
+    /// one, stands for an image's only name; with `force`, for all its names.
+    ///
+    /// A virtual machine that runs from the image goes on: it has the layers open.
+    ///
+    /// # Errors
+    /// Where there is no such image, or not only one.
+    pub fn remove(&self, name_or_id: &str, force: bool) -> Result<Removed> {
+        let reference: Reference = name_or_id
+            .parse()
+            .map_err(|source| Error::Name(name_or_id.to_owned(), source))?;
+        let _lock = self.lock()?;
+        let mut state = self.state()?;
+        let mut removed = Removed::default();
+        let name = reference.to_string();
+        if let Some(record) = state.names.remove(&name) {
+            removed.untagged.push(name);
+            if state.names_of(&record.image).is_empty() {
+                state.images.remove(&record.image);
+                removed.deleted.push(record.image);
+            }
+        } else {
+            let id = match reference.id_prefix() {
+                Some(prefix) => state.by_prefix(&prefix)?,
+                None => None,
+            };
+            let id = id.ok_or_else(|| Error::NotFound(name_or_id.to_owned()))?;
+            let names = state.names_of(&id);
+            if names.len() > 1 && !force {
+                return Err(Error::SeveralNames { id, names });
+            }
+            state.names.retain(|_, record| record.image != id);
+            state.images.remove(&id);
+            removed.untagged = names;
+            removed.deleted.push(id);
+        }
+        state.save(&self.state_path())?;
+        removed.freed = self.sweep(&state)?;
+        Ok(removed)
+    }
+
+    /// Removes layers and blobs that no image has any more. Those that a pull is counting on stay:
+    /// it holds their locks. Only for the holder of the store's lock, with the state as it is on
+    /// disk.
+    pub(super) fn sweep(&self, state: &State) -> Result<u64> {
+        let mut freed = 0;
+        let layers = state.layers();
+        for name in files::names(&self.layers(), LAYER)? {
+            if let Ok(diff_id) = Digest::from_hex(&name)
+                && !layers.contains(&diff_id)
+            {
+                freed += self.remove_layer(&diff_id)?;
+            }
+        }
+        let blobs = state.blobs();
+        for name in files::names(&self.blobs(), "")? {
+            if let Ok(digest) = Digest::from_hex(&name)
+                && !blobs.contains(&digest)
+            {
+                freed += files::remove(&self.blob(&digest))?;
+            }
+        }
+        Ok(freed)
+    }
+
+    fn remove_layer(&self, diff_id: &Digest) -> Result<u64> {
+        let Some(lock) = self.try_lock_layer(diff_id)? else {
+            return Ok(0);
+        };
+        let freed = files::remove(&self.layer(diff_id))?;
+        lock.remove()
+            .map_err(Error::io("remove", &self.layer_lock(diff_id)))?;
+        Ok(freed)
+    }
+
+    /// Removes layers that a failed pull has made, unless an image or another pull has them by now.
+    pub(super) fn discard(&self, diff_ids: &[Digest]) -> Result<()> {
+        let _lock = self.lock()?;
+        let layers = self.state()?.layers();
+        for diff_id in diff_ids.iter().filter(|diff_id| !layers.contains(*diff_id)) {
+            self.remove_layer(diff_id)?;
+        }
+        Ok(())
+    }
+}

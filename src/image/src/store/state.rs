@@ -1,0 +1,127 @@
+//! The store's one file of state: which images there are, and what their names are. It is replaced
+//! as a whole, so that every reader sees it before a change or after.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use crate::{Digest, Error, Result};
+
+/// The number of the layout on disk that this version reads and writes.
+const LAYOUT: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    layout: u32,
+    /// By their ids.
+    pub(super) images: BTreeMap<Digest, ImageRecord>,
+    /// By the names' full form.
+    pub(super) names: BTreeMap<String, NameRecord>,
+}
+
+/// An image that is in the store, whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ImageRecord {
+    /// The manifest's digest; an archive of Docker's has none.
+    pub(super) manifest: Option<Digest>,
+    /// The layers' diff ids, lowest first.
+    pub(super) layers: Vec<Digest>,
+}
+
+/// A name of an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct NameRecord {
+    pub(super) image: Digest,
+    /// Of a local source, when it was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stamp: Option<String>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            layout: LAYOUT,
+            images: BTreeMap::new(),
+            names: BTreeMap::new(),
+        }
+    }
+}
+
+impl State {
+    /// Reads the state; of a new store, it is empty.
+    pub(super) fn load(path: &Path) -> Result<Self> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let damaged = |source: serde_json::Error| Error::Damaged {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        #[derive(Deserialize)]
+        struct Version {
+            layout: u32,
+        }
+        // The version first: the rest of another layout need not even parse.
+        let version: Version = serde_json::from_slice(&text).map_err(damaged)?;
+        if version.layout != LAYOUT {
+            return Err(Error::Layout {
+                path: path.to_owned(),
+                found: version.layout,
+                known: LAYOUT,
+            });
+        }
+        serde_json::from_slice(&text).map_err(damaged)
+    }
+
+    /// Replaces the state on disk. Only for the holder of the store's lock.
+    pub(super) fn save(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).map_err(|error| {
+            Error::io("write", path)(io::Error::new(io::ErrorKind::InvalidData, error))
+        })?;
+        files::replace(path, &text)
+    }
+
+    /// All names of an image, sorted.
+    pub(super) fn names_of(&self, id: &Digest) -> Vec<String> {
+        let of_image = self.names.iter().filter(|(_, record)| record.image == *id);
+        of_image.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The one image whose id starts with `prefix`, if there is one.
+    pub(super) fn by_prefix(&self, prefix: &str) -> Result<Option<Digest>> {
+        let ids: Vec<Digest> = self
+            .images
+            .keys()
+            .filter(|id| id.hex().starts_with(prefix))
+            .copied()
+            .collect();
+        match ids.as_slice() {
+            [] => Ok(None),
+            [id] => Ok(Some(*id)),
+            _ => Err(Error::Ambiguous {
+                text: prefix.to_owned(),
+                ids,
+            }),
+        }
+    }
+
+    /// Every layer of any image.
+    pub(super) fn layers(&self) -> BTreeSet<Digest> {
+        self.images
+            .values()
+            .flat_map(|image| &image.layers)
+            .copied()
+            .collect()
+    }
+
+    /// Every configuration and manifest of any image.
+    pub(super) fn blobs(&self) -> BTreeSet<Digest> {
+        let manifests = self.images.values().filter_map(|image| image.manifest);
+        self.images.keys().copied().chain(manifests).collect()
+    }
+}
