@@ -34,14 +34,25 @@ need_packages() {
         "${missing[@]}" >/dev/null || die "apt-get could not install ${missing[*]}"
 }
 
-# need_rust: a cargo that is new enough for the workspace.
+# need_rust: a Rust that is new enough for the workspace: the one on PATH, else
+# Debian's rustc-web, which takes the place of the older rustc package.
 need_rust() {
-    local have want
-    have=$(cargo --version 2>/dev/null | cut -d' ' -f2)
-    [[ $have ]] || die "cargo is not on PATH; install Rust"
+    local want
     want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO/Cargo.toml")
-    [[ $(printf '%s\n' "$want" "$have" | sort -V | head -n1) == "$want" ]] ||
-        die "Rust $have is too old: this workspace needs $want"
+    ! rust_is "$want" || return 0
+    need_packages rustc-web cargo-web rustfmt-web rust-web-clippy
+    # Another cargo may come earlier on PATH.
+    PATH=/usr/bin:$PATH
+    rust_is "$want" || die "Rust is too old or missing; this workspace needs $want"
+}
+
+# rust_is VERSION: whether cargo and rustc are at least that new.
+rust_is() {
+    local tool have
+    for tool in cargo rustc; do
+        have=$("$tool" --version 2>/dev/null | cut -d' ' -f2)
+        [[ $have && $(printf '%s\n' "$1" "$have" | sort -V | head -n1) == "$1" ]] || return
+    done
 }
 
 # download_package NAME[=VERSION] DIR: the .deb into DIR (not installed);
