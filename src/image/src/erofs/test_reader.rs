@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
             .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1))
         {
             let feedback = (crc ^ u32::from(bit)) & 1;
-            crc = crc >> 1 ^ feedback * 0x82f6_3b78;
+            crc = (crc >> 1) ^ (feedback * 0x82f6_3b78);
         }
         assert_eq!(crc, stored, "checksum");
         assert_eq!(block[12], 12, "block bits");

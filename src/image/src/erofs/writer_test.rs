@@ -234,7 +234,7 @@ fn a_huge_file_of_holes_has_large_chunks() {
             Piece::Hole((1 << 40) - 12_345_688),
         ],
     );
-    let mut output = std::fs::File::from(tempfile::tempfile().unwrap());
+    let mut output = tempfile::tempfile().unwrap();
     let (cursor, length) = fixture.writer.finish(&fixture.tree, [0; 16]).unwrap();
     // One chunk of 16 MiB, mostly a hole on the host as well, and a map of 256 KiB.
     assert!(length < 17 << 20);

@@ -318,8 +318,9 @@ impl Builder {
             }
             keep
         });
-        let length = |(name, value): (&Box<[u8]>, &Box<[u8]>)| (name.len() + value.len()) as u64;
-        self.cost += attributes.xattrs.iter().map(length).sum::<u64>();
+        for (name, value) in &attributes.xattrs {
+            self.cost += (name.len() + value.len()) as u64;
+        }
     }
 }
 

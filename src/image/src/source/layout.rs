@@ -71,6 +71,10 @@ impl Blobs for Layout {
             Err(error) => Err(error),
         }
     }
+
+    fn manifest(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + '_>, SourceError> {
+        self.blob(digest, size)
+    }
 }
 
 impl Source for Layout {
@@ -100,6 +104,10 @@ impl Blobs for ArchivedLayout {
             Some(member) => Ok(Box::new(member)),
             None => Err(SourceError::NoBlob(*digest)),
         }
+    }
+
+    fn manifest(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + '_>, SourceError> {
+        self.blob(digest, size)
     }
 }
 

@@ -20,11 +20,14 @@ const CONFIG: &str = "the image's configuration";
 pub(super) trait Blobs {
     /// Opens a blob of `size` bytes.
     fn blob(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + '_>, SourceError>;
+
+    /// Opens a manifest or index, which a registry has in another place than other blobs.
+    fn manifest(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + '_>, SourceError>;
 }
 
 /// Either of the documents by which an image can be named.
 enum Document {
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     Manifest(Box<ImageManifest>),
 }
 
@@ -42,7 +45,9 @@ pub(super) fn resolve(
             }
             Document::Index(index) => {
                 let chosen = choose(index.manifests(), platform, name)?;
-                document = fetch(blobs, chosen, MANIFEST)?;
+                document = fetch(chosen, MANIFEST, |digest, size| {
+                    blobs.manifest(digest, size)
+                })?;
             }
         }
     }
@@ -107,9 +112,11 @@ fn parse_document(document: &[u8]) -> Result<Document, SourceError> {
         return Err(SourceError::Schema(version));
     }
     if value.get("manifests").is_some() {
-        return parse_json("the image's index", document).map(Document::Index);
+        let index = parse_json("the image's index", document)?;
+        return Ok(Document::Index(Box::new(index)));
     }
-    parse_json(MANIFEST, document).map(|manifest| Document::Manifest(Box::new(manifest)))
+    let manifest = parse_json(MANIFEST, document)?;
+    Ok(Document::Manifest(Box::new(manifest)))
 }
 
 /// The entry for the platform. One that does not say what it is for may be for any.
@@ -156,7 +163,9 @@ fn image(
     if !is_image {
         return Err(SourceError::NotAnImage(config_type).into());
     }
-    let config = fetch(blobs, manifest.config(), CONFIG)?;
+    let config = fetch(manifest.config(), CONFIG, |digest, size| {
+        blobs.blob(digest, size)
+    })?;
     let configuration = parse_configuration(&config, platform, name)?;
     let diff_ids = diff_ids(&configuration)?;
     let layers = manifest.layers();
@@ -231,14 +240,14 @@ fn digest(descriptor: &Descriptor, what: &'static str) -> Result<Digest, SourceE
         .map_err(|source| SourceError::BadDigest { what, source })
 }
 
-/// A small blob, whole and verified.
-fn fetch(
-    blobs: &dyn Blobs,
+/// A document, whole and verified.
+fn fetch<'a>(
     descriptor: &Descriptor,
     what: &'static str,
+    open: impl FnOnce(&Digest, u64) -> Result<Box<dyn Read + 'a>, SourceError>,
 ) -> Result<Vec<u8>, SourceError> {
     let expected = digest(descriptor, what)?;
-    let document = read_document(what, blobs.blob(&expected, descriptor.size())?)?;
+    let document = read_document(what, open(&expected, descriptor.size())?)?;
     verify(what, &document, &expected)?;
     if document.len() as u64 != descriptor.size() {
         return Err(SourceError::Size {

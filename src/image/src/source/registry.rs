@@ -105,19 +105,17 @@ impl Registry {
         Ok(Session { client, runtime })
     }
 
-    fn manifest(&self) -> Result<Vec<u8>, SourceError> {
+    /// The manifest or index that a name stands for, unverified.
+    fn document(&self, reference: &oci_client::Reference) -> Result<Vec<u8>, SourceError> {
         let session = self.session()?;
         let request = session
             .client
-            .pull_manifest_raw(&self.reference, &self.auth, &ACCEPTED);
+            .pull_manifest_raw(reference, &self.auth, &ACCEPTED);
         let (document, _) = session
             .runtime
             .block_on(request)
             .map_err(|error| self.error(error))?;
         self.give_back(session);
-        if let Some(digest) = &self.name.digest {
-            oci::verify(MANIFEST, &document, digest)?;
-        }
         Ok(document.to_vec())
     }
 
@@ -157,6 +155,7 @@ impl Registry {
                 }
                 Some(
                     OciErrorCode::ManifestUnknown
+                    | OciErrorCode::BlobUnknown
                     | OciErrorCode::NameUnknown
                     | OciErrorCode::NotFound,
                 ) => SourceError::NoSuchImage { registry, image },
@@ -190,6 +189,11 @@ fn client_reference(name: &RegistryName) -> oci_client::Reference {
 }
 
 impl Blobs for Registry {
+    fn manifest(&self, digest: &Digest, _: u64) -> Result<Box<dyn Read + '_>, SourceError> {
+        let reference = self.reference.clone_with_digest(digest.to_string());
+        Ok(Box::new(io::Cursor::new(self.document(&reference)?)))
+    }
+
     fn blob(&self, digest: &Digest, _: u64) -> Result<Box<dyn Read + '_>, SourceError> {
         let session = self.session()?;
         let descriptor = oci_client::manifest::OciDescriptor {
@@ -199,13 +203,14 @@ impl Blobs for Registry {
         let request = session
             .client
             .pull_blob_stream(&self.reference, &descriptor);
-        let stream = session
-            .runtime
-            .block_on(request)
-            .map_err(|error| match error {
-                OciDistributionError::ServerError { code: 404, .. } => SourceError::NoBlob(*digest),
-                error => self.error(error),
-            })?;
+        let stream =
+            session
+                .runtime
+                .block_on(request)
+                .map_err(|error| match self.error(error) {
+                    SourceError::NoSuchImage { .. } => SourceError::NoBlob(*digest),
+                    error => error,
+                })?;
         Ok(Box::new(BlobReader {
             registry: self,
             stream,
@@ -218,7 +223,11 @@ impl Blobs for Registry {
 
 impl Source for Registry {
     fn resolve(&self, platform: &Platform) -> Result<Resolved> {
-        oci::resolve(self, self.manifest()?, platform, &self.name.to_string())
+        let document = self.document(&self.reference)?;
+        if let Some(digest) = &self.name.digest {
+            oci::verify(MANIFEST, &document, digest)?;
+        }
+        oci::resolve(self, document, platform, &self.name.to_string())
     }
 
     fn open_layer(&self, layer: &LayerBlob) -> Result<Box<dyn Read + '_>, SourceError> {
@@ -295,3 +304,7 @@ where
         Ok(length)
     }
 }
+
+#[cfg(test)]
+#[path = "registry_test.rs"]
+mod tests;

@@ -1,0 +1,468 @@
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::*;
+use crate::source::test_image::{Packed, TestLayout, config, layer};
+use crate::{Error, PullOptions, Reference, Store};
+
+/// The chain of an error in one text.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+fn pull(store: &Store, name: &str) -> Result<crate::Image> {
+    store.pull(&name.parse().unwrap(), &PullOptions::default(), &())
+}
+
+/// Debian's docker-registry on a free port of the loopback interface.
+struct RealRegistry {
+    address: SocketAddr,
+    process: Child,
+    directory: tempfile::TempDir,
+}
+
+/// `user` with the password `secret`, as htpasswd has it.
+const HTPASSWD: &str = "user:$2b$04$SjET60.ZN0jXC2gp7QNzQuCKHnQySGHhNdcVHYNsVx/jAfGPYUTS6\n";
+
+impl RealRegistry {
+    /// None where a program is missing; that is said loudly.
+    fn start(with_login: bool) -> Option<Self> {
+        for program in ["docker-registry", "skopeo"] {
+            let found = Command::new(program).arg("--version").output().is_ok();
+            if !found {
+                eprintln!(
+                    "SKIPPED: {program} is not installed; nothing of a real registry is tested"
+                );
+                return None;
+            }
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let root = directory.path().display();
+        let mut yaml = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {root}/data\n\
+             http:\n  addr: {address}\n"
+        );
+        if with_login {
+            std::fs::write(directory.path().join("htpasswd"), HTPASSWD).unwrap();
+            yaml += &format!("auth:\n  htpasswd:\n    realm: test\n    path: {root}/htpasswd\n");
+        }
+        std::fs::write(directory.path().join("config.yml"), yaml).unwrap();
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(directory.path().join("config.yml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let registry = Self {
+            address,
+            process,
+            directory,
+        };
+        let patience = Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < patience, "docker-registry does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(registry)
+    }
+
+    fn name(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.address)
+    }
+
+    fn push(&self, layout: &TestLayout, tag: &str, to: &str, arguments: &[&str]) {
+        let output = Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--dest-tls-verify=false"])
+            .args(arguments)
+            .arg(format!("oci:{}:{tag}", layout.path.display()))
+            .arg(format!("docker://{}", self.name(to)))
+            .output()
+            .unwrap();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{message}");
+    }
+
+    fn stop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for RealRegistry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+struct Fixture {
+    store: Store,
+    layout: TestLayout,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self {
+            store: Store::open(&directory.path().join("store")).unwrap(),
+            layout: TestLayout::new(&directory.path().join("layout")),
+            directory,
+        }
+    }
+}
+
+#[test]
+fn images_of_a_real_registry() {
+    let Some(mut registry) = RealRegistry::start(false) else {
+        return;
+    };
+    let mut fixture = Fixture::new();
+    let tars: Vec<_> = (0..5)
+        .map(|n| layer("f", &format!("{n}").repeat(100_000)))
+        .collect();
+    let id = fixture.layout.image("v1", &tars, Packed::Gzip);
+    registry.push(&fixture.layout, "v1", "some/tool:v1", &[]);
+    let name = registry.name("some/tool:v1");
+    let image = pull(&fixture.store, &name).unwrap();
+    assert_eq!(
+        (image.id, image.layers.len(), image.name.as_str()),
+        (id, 5, name.as_str())
+    );
+
+    // The manifest's digest is what the store keeps, and what pins the image.
+    let manifests = std::fs::read_dir(fixture.directory.path().join("store/blobs/sha256"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let manifest = manifests.into_iter().find(|hex| *hex != id.hex()).unwrap();
+    let pinned = registry.name(&format!("some/tool@sha256:{manifest}"));
+    assert_eq!(pull(&fixture.store, &pinned).unwrap().id, id);
+
+    registry.push(
+        &fixture.layout,
+        "v1",
+        "docker/tool:v2s2",
+        &["--format", "v2s2"],
+    );
+    let docker = pull(&fixture.store, &registry.name("docker/tool:v2s2")).unwrap();
+    assert_eq!(docker.layers, image.layers);
+
+    check_index(&mut fixture, &registry);
+    check_moved_tag(&mut fixture, &registry);
+
+    for unknown in ["some/tool:nope".to_owned(), "no/thing".to_owned(), {
+        format!("some/tool@{}", Digest::of(b"nothing"))
+    }] {
+        let error = pull(&fixture.store, &registry.name(&unknown)).unwrap_err();
+        let expected = matches!(error, Error::Source(SourceError::NoSuchImage { .. }));
+        assert!(expected, "{unknown}: {}", chain(&error));
+    }
+    registry.stop();
+    // The pinned one is still had by its name; the tag has to be asked for.
+    assert_eq!(pull(&fixture.store, &pinned).unwrap().id, id);
+    let error = pull(&fixture.store, &name).unwrap_err();
+    assert!(
+        matches!(error, Error::Source(SourceError::Unreachable { .. })),
+        "{error}"
+    );
+    let found = fixture.store.find(&name.parse().unwrap()).unwrap().unwrap();
+    assert_eq!(found.layers, image.layers);
+}
+
+fn check_index(fixture: &mut Fixture, registry: &RealRegistry) {
+    let tars = [layer("a", "x")];
+    let entries: Vec<_> = ["riscv64", "amd64", "arm64"]
+        .map(|name| {
+            let platform = Platform::linux(name.into());
+            let config = config(&platform, &tars);
+            let mut entry = fixture.layout.manifest(&config, &tars, Packed::Gzip);
+            entry["platform"] = json!({ "os": "linux", "architecture": name });
+            entry
+        })
+        .to_vec();
+    fixture.layout.index("all", &entries);
+    registry.push(&fixture.layout, "all", "some/tool:all", &["--all"]);
+    let image = pull(&fixture.store, &registry.name("some/tool:all")).unwrap();
+    assert_eq!(Platform::of(&image.config), Platform::default());
+    let options = PullOptions {
+        platform: Platform::linux("s390x".into()),
+    };
+    let name: Reference = registry.name("some/tool:all").parse().unwrap();
+    let message = chain(&fixture.store.pull(&name, &options, &()).unwrap_err());
+    assert!(
+        message.contains("linux/riscv64, linux/amd64, linux/arm64"),
+        "{message}"
+    );
+}
+
+fn check_moved_tag(fixture: &mut Fixture, registry: &RealRegistry) {
+    let before = fixture
+        .layout
+        .image("moving", &[layer("a", "before")], Packed::Gzip);
+    registry.push(&fixture.layout, "moving", "some/tool:moving", &[]);
+    assert_eq!(
+        pull(&fixture.store, &registry.name("some/tool:moving"))
+            .unwrap()
+            .id,
+        before
+    );
+    let after = fixture
+        .layout
+        .image("moving", &[layer("a", "after")], Packed::Zstd);
+    registry.push(&fixture.layout, "moving", "some/tool:moving", &[]);
+    assert_eq!(
+        pull(&fixture.store, &registry.name("some/tool:moving"))
+            .unwrap()
+            .id,
+        after
+    );
+    // What had the name is there without one, until it is removed by its id.
+    let nameless = fixture.store.list().unwrap().pop().unwrap();
+    assert_eq!((nameless.id, nameless.names.len()), (before, 0));
+    fixture.store.remove(&before.short(), false).unwrap();
+}
+
+/// Not a test of its own: what [`credentials_are_taken_from_dockers_configuration`] runs.
+#[test]
+#[ignore = "is run by another test, in a process of its own"]
+fn pull_with_an_environment_of_its_own() {
+    let (Ok(root), Ok(name)) = (std::env::var("STORE"), std::env::var("REFERENCE")) else {
+        return;
+    };
+    match pull(&Store::open(Path::new(&root)).unwrap(), &name) {
+        Ok(_) => println!("PULLED"),
+        Err(error) => println!("FAILED: {}", chain(&error)),
+    }
+}
+
+#[test]
+fn credentials_are_taken_from_dockers_configuration() {
+    let Some(registry) = RealRegistry::start(true) else {
+        return;
+    };
+    let mut fixture = Fixture::new();
+    fixture.layout.image("v1", &[layer("a", "x")], Packed::Gzip);
+    registry.push(
+        &fixture.layout,
+        "v1",
+        "private:v1",
+        &["--dest-creds", "user:secret"],
+    );
+    let run = |auth: Option<&str>| {
+        let mut docker = json!({});
+        if let Some(auth) = auth {
+            let auth = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, auth);
+            docker = json!({ "auths": { registry.address.to_string(): { "auth": auth } } });
+        }
+        let path = registry.directory.path();
+        std::fs::write(path.join("config.json"), docker.to_string()).unwrap();
+        let test = "source::registry::tests::pull_with_an_environment_of_its_own";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .env("STORE", fixture.directory.path().join("store"))
+            .env("REFERENCE", registry.name("private:v1"))
+            .env("DOCKER_CONFIG", path)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for refused in [None, Some("user:wrong")] {
+        let output = run(refused);
+        assert!(output.contains("denies access to"), "{output}");
+    }
+    let output = run(Some("user:secret"));
+    assert!(output.contains("PULLED"), "{output}");
+}
+
+/// A registry that answers from a table, and ends each connection after its answer.
+struct FakeRegistry {
+    address: SocketAddr,
+}
+
+/// An answer's status and body; the body ends that many bytes before its announced length.
+type Answer = (u16, Vec<u8>, usize);
+
+impl FakeRegistry {
+    fn start(answers: HashMap<String, Answer>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let answers = Arc::new(answers);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(|stream| stream.ok()) {
+                let answers = answers.clone();
+                std::thread::spawn(move || answer(stream, &answers));
+            }
+        });
+        Self { address }
+    }
+
+    /// Serves a layout's image of that tag, changed by `change`.
+    fn of(layout: &TestLayout, manifest: &[u8], change: impl Fn(&str, Vec<u8>) -> Answer) -> Self {
+        let mut answers = HashMap::from([
+            ("/v2/".to_owned(), (200, b"{}".to_vec(), 0)),
+            (
+                "/v2/x/manifests/v1".to_owned(),
+                change("manifest", manifest.to_vec()),
+            ),
+        ]);
+        for entry in std::fs::read_dir(layout.path.join("blobs/sha256")).unwrap() {
+            let entry = entry.unwrap();
+            let hex = entry.file_name().into_string().unwrap();
+            let content = std::fs::read(entry.path()).unwrap();
+            let answer = change(&hex, content);
+            answers.insert(format!("/v2/x/blobs/sha256:{hex}"), answer.clone());
+            answers.insert(format!("/v2/x/manifests/sha256:{hex}"), answer);
+        }
+        Self::start(answers)
+    }
+
+    fn pull(&self, store: &Store, rest: &str) -> Result<crate::Image> {
+        pull(store, &format!("{}/{rest}", self.address))
+    }
+}
+
+fn answer(mut stream: TcpStream, answers: &HashMap<String, Answer>) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut request = String::new();
+    reader.read_line(&mut request).unwrap();
+    let mut line = String::from("-");
+    while !line.trim().is_empty() {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+    }
+    let path = request.split(' ').nth(1).unwrap_or_default();
+    let missing = (404, b"{}".to_vec(), 0);
+    let (status, body, cut) = answers.get(path).unwrap_or(&missing);
+    let header = format!(
+        "HTTP/1.1 {status} Whatever\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let _ = stream.write_all(header.as_bytes());
+    let _ = stream.write_all(&body[..body.len() - cut]);
+}
+
+/// A layout with an image of two layers, and its manifest.
+fn small_image(fixture: &mut Fixture) -> (Vec<u8>, [Vec<u8>; 2]) {
+    let tars = [layer("a", "one"), layer("b", &"two".repeat(1000))];
+    let config = config(&Platform::default(), &tars);
+    let descriptor = fixture.layout.manifest(&config, &tars, Packed::Gzip);
+    let digest: Digest = descriptor["digest"].as_str().unwrap().parse().unwrap();
+    let manifest = std::fs::read(fixture.layout.blob_path(&digest)).unwrap();
+    (manifest, tars)
+}
+
+#[test]
+fn a_registry_that_sends_something_else_is_found_out() {
+    let mut fixture = Fixture::new();
+    let (manifest, tars) = small_image(&mut fixture);
+    let good = FakeRegistry::of(&fixture.layout, &manifest, |_, body| (200, body, 0));
+    let evil = |body: &[u8]| {
+        let mut evil = body.to_vec();
+        *evil.last_mut().unwrap() ^= 1;
+        evil
+    };
+    let blob = Packed::Gzip.pack(&tars[1]);
+    let expected = Digest::of(&blob);
+    let bad_layer = FakeRegistry::of(&fixture.layout, &manifest, |name, body| {
+        let body = if name == expected.hex() {
+            evil(&body)
+        } else {
+            body
+        };
+        (200, body, 0)
+    });
+    let message = chain(&bad_layer.pull(&fixture.store, "x:v1").unwrap_err());
+    assert!(message.contains(&expected.to_string()), "{message}");
+    assert!(
+        message.contains(&Digest::of(&evil(&blob)).to_string()),
+        "{message}"
+    );
+    assert!(fixture.store.list().unwrap().is_empty());
+
+    // A manifest that does not have the digest by which it was asked for.
+    let expected = Digest::of(&manifest);
+    let bad_manifest = FakeRegistry::of(&fixture.layout, &manifest, |name, body| {
+        let spaced = [&body[..], b" "].concat();
+        (200, if name == expected.hex() { spaced } else { body }, 0)
+    });
+    let pinned = format!("x@{expected}");
+    let message = chain(&bad_manifest.pull(&fixture.store, &pinned).unwrap_err());
+    assert!(message.contains(&expected.to_string()), "{message}");
+    assert!(
+        message.contains(&Digest::of(&[&manifest[..], b" "].concat()).to_string()),
+        "{message}"
+    );
+    assert!(good.pull(&fixture.store, &pinned).is_ok());
+}
+
+#[test]
+fn what_came_before_a_broken_connection_is_kept() {
+    let mut fixture = Fixture::new();
+    let (manifest, tars) = small_image(&mut fixture);
+    let broken = Digest::of(&Packed::Gzip.pack(&tars[1])).hex();
+    let registry = FakeRegistry::of(&fixture.layout, &manifest, |name, body| {
+        (200, body, if name == broken { 20 } else { 0 })
+    });
+    let error = registry.pull(&fixture.store, "x:v1").unwrap_err();
+    assert!(
+        matches!(error, Error::Source(SourceError::Read { .. })),
+        "{}",
+        chain(&error)
+    );
+    let layers = std::fs::read_dir(fixture.directory.path().join("store/layers/sha256")).unwrap();
+    let names = layers.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names: Vec<_> = names.filter(|name| !name.ends_with(".lock")).collect();
+    assert!(
+        names
+            .iter()
+            .all(|name| *name == format!("{}.erofs", Digest::of(&tars[0]).hex()))
+    );
+}
+
+#[test]
+fn answers_become_sentences() {
+    let fixture = Fixture::new();
+    let answers = |status: u16, body: &str| {
+        let answer = (status, body.as_bytes().to_vec(), 0);
+        HashMap::from([
+            ("/v2/".to_owned(), (200, b"{}".to_vec(), 0)),
+            ("/v2/x/manifests/v1".to_owned(), answer),
+        ])
+    };
+    let denied = r#"{"errors":[{"code":"DENIED","message":"no"}]}"#;
+    let unknown = r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no"}]}"#;
+    for (status, body, expected) in [
+        (401, "", "denies access to"),
+        (403, denied, "denies access to"),
+        (404, unknown, "has no image"),
+        (404, "plain text", "has no image"),
+        (500, "oops", "fails"),
+        (429, "slow down", "fails"),
+        (200, "<html>", "is not valid"),
+    ] {
+        let registry = FakeRegistry::start(answers(status, body));
+        let message = chain(&registry.pull(&fixture.store, "x:v1").unwrap_err());
+        assert!(message.contains(expected), "{status}: {message}");
+    }
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let message = chain(&pull(&fixture.store, &format!("{nobody}/x")).unwrap_err());
+    assert!(message.contains("can't be reached"), "{message}");
+}
