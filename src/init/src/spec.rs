@@ -185,6 +185,7 @@ fn process(contents: Contents<'_>) -> Result<Process, OciSpecError> {
         .cwd(contents.cwd)
         .user(user)
         .capabilities(capabilities(contents.user)?)
+        .rlimits(Vec::new())
         .no_new_privileges(false);
     if let Some(size) = contents.terminal {
         process = process.terminal(true);

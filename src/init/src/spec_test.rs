@@ -33,11 +33,36 @@ fn the_process_is_what_was_asked_for() {
     assert_eq!(process["user"]["uid"], 3);
     assert_eq!(process["user"]["gid"], 5);
     assert_eq!(process["user"]["additionalGids"], json!([5, 6]));
+    assert_eq!(process["rlimits"], json!([]), "they are inherited");
     assert_ne!(process["terminal"], true);
     assert_eq!(spec["root"]["path"], "/run/root");
     assert_ne!(spec["root"]["readonly"], true);
     assert_eq!(spec["hostname"], "jar");
     assert_eq!(spec["linux"]["cgroupsPath"], "/onggi/7");
+}
+
+#[test]
+fn nothing_is_there_that_nobody_asked_for() {
+    let spec = spec(0, None);
+    let keys = |value: &Value| {
+        let keys: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
+        keys.join(" ")
+    };
+    let linux = &spec["linux"];
+    assert_eq!(spec["annotations"], json!({}));
+    assert_eq!(
+        keys(&spec),
+        "annotations hostname linux mounts ociVersion process root"
+    );
+    assert_eq!(
+        keys(linux),
+        "cgroupsPath maskedPaths namespaces readonlyPaths resources"
+    );
+    assert_eq!(keys(&linux["resources"]), "devices");
+    assert_eq!(
+        keys(&spec["process"]),
+        "args capabilities cwd env noNewPrivileges rlimits terminal user"
+    );
 }
 
 #[test]

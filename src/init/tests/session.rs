@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Guest, be_the_guest, possible, program, read_all, shell};
+use nix::sys::resource::{Resource, getrlimit};
 use onggi_protocol::{
     Container, ExitStatus, FailureKind, GuestMessage, HostMessage, Process, ProcessId, Resolver,
     Run, StreamKind, VERSION, WindowSize,
@@ -64,6 +65,15 @@ fn a_container_looks_as_dockers_do() {
         outcome.stderr
     );
     assert_eq!(outcome.stderr, "");
+}
+
+#[test]
+fn a_container_inherits_the_limits_of_pid_1() {
+    guests_only_where_possible!();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let mut guest = Guest::start();
+    let outcome = guest.shell("ulimit -Sn; ulimit -Hn");
+    assert_eq!(outcome.stdout, format!("{soft}\n{hard}\n"));
 }
 
 #[test]
