@@ -122,3 +122,16 @@ only_one() {
     note "another $1 is running; waiting for it"
     flock "$ONLY_ONE"
 }
+
+# in_linux_host COMMAND [ARG...]: runs it where /dev/kvm boots Linux guests: here
+# if the CPU can, else in an emulated host. A /dev/kvm without svm or vmx below
+# it runs no more than a guest made for it.
+in_linux_host() {
+    if grep -qwE 'svm|vmx' /proc/cpuinfo && [[ -w /dev/kvm ]]; then
+        step "Running on this machine's /dev/kvm"
+        "$@"
+    else
+        step "This machine's CPU offers no svm or vmx: running in an emulated host that has it"
+        "$REPO/tools/bed" x86_64 --timeout 1800 -- "$@"
+    fi
+}
