@@ -11,6 +11,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use onggi_protocol::WindowSize;
 
+/// `SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD` of `linux/vm_sockets.h`, which takes a `timeval`.
+const CONNECT_TIMEOUT: libc::c_int = 6;
+
 nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, libc::winsize);
 
 /// Tells a terminal, and what runs on it, the size of its window.
@@ -24,6 +27,26 @@ pub fn resize(terminal: BorrowedFd<'_>, size: WindowSize) -> nix::Result<()> {
     // SAFETY: the descriptor is open for the length of the call, and `size` is what TIOCSWINSZ
     // reads.
     unsafe { set_window_size(terminal.as_raw_fd(), &raw const size) }.map(drop)
+}
+
+/// Lets a vsock wait longer for its peer than Linux' two seconds, which a busy host may well need.
+pub fn set_connect_timeout(vsock: BorrowedFd<'_>, seconds: u16) -> nix::Result<()> {
+    let timeout = libc::timeval {
+        tv_sec: seconds.into(),
+        tv_usec: 0,
+    };
+    // SAFETY: the descriptor is open for the length of the call, and the kernel reads a `timeval`
+    // of the size that it is told.
+    let set = unsafe {
+        libc::setsockopt(
+            vsock.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const timeout).cast(),
+            size_of_val(&timeout) as libc::socklen_t,
+        )
+    };
+    Errno::result(set).map(drop)
 }
 
 /// Sends a signal by number: `nix` knows no real-time signals.

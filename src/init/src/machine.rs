@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -201,7 +202,10 @@ pub fn hello() -> Hello {
 /// Writes one line to the console, which is the only place for what the host isn't told.
 pub fn say(line: &str) {
     let line = format!("onggi-init: {line}\n");
-    let console = OpenOptions::new().write(true).open("/dev/console");
+    let console = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open("/dev/console");
     let said = console.and_then(|mut console| console.write_all(line.as_bytes()));
     if said.is_err() {
         // Before /dev is there, the kernel has opened the console for PID 1.

@@ -4,11 +4,16 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr,
-    connect, send, shutdown, socket,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, VsockAddr, connect, send,
+    shutdown, socket,
 };
+
+use crate::kernel;
+
+/// How long a vsock waits for the host, in seconds. A host that has died takes the VM with it, so
+/// this is for one that is merely busy.
+const PATIENCE: u16 = 60;
 
 /// Where the host listens.
 #[derive(Debug, Clone)]
@@ -40,22 +45,24 @@ impl Host {
     /// `ENODEV` where there is no vsock device, `ECONNRESET` where nobody listens.
     pub fn connect(&self) -> io::Result<Connection> {
         let connection = match self {
-            Self::Vsock { cid, port } => open(AddressFamily::Vsock, &VsockAddr::new(*cid, *port))?,
-            Self::Unix(path) => open(AddressFamily::Unix, &UnixAddr::new(path)?)?,
+            Self::Vsock { cid, port } => {
+                let vsock = open(AddressFamily::Vsock)?;
+                kernel::set_connect_timeout(vsock.as_fd(), PATIENCE)?;
+                connect(vsock.as_raw_fd(), &VsockAddr::new(*cid, *port))?;
+                vsock
+            }
+            Self::Unix(path) => {
+                let unix = open(AddressFamily::Unix)?;
+                connect(unix.as_raw_fd(), &UnixAddr::new(path)?)?;
+                unix
+            }
         };
         Ok(Connection(connection))
     }
 }
 
-fn open(family: AddressFamily, address: &dyn SockaddrLike) -> nix::Result<OwnedFd> {
-    let descriptor = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    loop {
-        match connect(descriptor.as_raw_fd(), address) {
-            Ok(()) => return Ok(descriptor),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
+fn open(family: AddressFamily) -> nix::Result<OwnedFd> {
+    socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
 }
 
 /// A connected stream socket. Reading and writing through a shared reference are fine from two

@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
-use common::{Guest, be_the_guest, possible, program, read_all, shell};
+use common::{Guest, LAYERS, be_the_guest, possible, program, read_all, shell};
 use nix::sys::resource::{Resource, getrlimit};
 use onggi_protocol::{
     Container, ExitStatus, FailureKind, GuestMessage, HostMessage, Process, ProcessId, Resolver,
@@ -114,6 +114,17 @@ fn an_image_may_have_one_layer() {
     let stdout = guest.stream(id, StreamKind::Stdout);
     assert_eq!(guest.exited(id), ExitStatus::Code(0));
     assert_eq!(read_all(stdout), "lower");
+}
+
+#[test]
+fn an_image_may_have_as_many_layers_as_a_disk_has_partitions() {
+    guests_only_where_possible!();
+    let mut guest = Guest::start();
+    let id = guest.run(shell("cat /etc/which; ls /top"), LAYERS);
+    guest.started(id);
+    let stdout = guest.stream(id, StreamKind::Stdout);
+    assert_eq!(guest.exited(id), ExitStatus::Code(0));
+    assert_eq!(read_all(stdout), "upper/top\n");
 }
 
 #[test]
@@ -337,7 +348,8 @@ fn a_failure_to_start_says_which_and_closes_the_streams() {
         let (kind, message) = guest.fail(process, 2);
         assert_eq!(kind, expected, "{message}");
     }
-    assert_eq!(guest.fail(shell(""), 3).0, FailureKind::Storage);
+    assert_eq!(guest.fail(shell(""), 0).0, FailureKind::NotFound);
+    assert_eq!(guest.fail(shell(""), LAYERS + 1).0, FailureKind::Storage);
     assert_eq!(guest.fail(shell(""), 501).0, FailureKind::BadRequest);
     assert_eq!(guest.shell("echo alive").stdout, "alive\n");
 }

@@ -56,6 +56,8 @@
 //!   Half-closing a `Terminal` stream ends the input and nothing else. Without [`Process::stdin`]
 //!   what the host sends on a terminal is ignored.
 //! * The guest closes a `Stdin` stream when the process no longer reads: the host's writes fail.
+//! * A reset of a stream means the same as its end: the guest has closed a terminal without reading
+//!   all its input.
 //! * The host closes an output stream: the process's writes to it fail (`SIGPIPE`, `EPIPE`), and
 //!   for a terminal it is hung up (`SIGHUP`).
 //!

@@ -324,7 +324,10 @@ pub fn program(args: &[&str]) -> Process {
     }
 }
 
-/// Two layers: busybox below, and above it what the tests look for.
+/// As many layers as a GPT of the usual size has room for: busybox at the bottom, above it what the
+/// tests look for, and a mark in the topmost.
+pub const LAYERS: u32 = 127;
+
 fn lay_out(directory: &Path) {
     let lower = directory.join("layers/1");
     let upper = directory.join("layers/2");
@@ -332,6 +335,10 @@ fn lay_out(directory: &Path) {
         fs::create_dir_all(lower.join(path)).unwrap();
     }
     fs::create_dir_all(upper.join("etc")).unwrap();
+    for number in 3..=LAYERS {
+        fs::create_dir(directory.join("layers").join(number.to_string())).unwrap();
+    }
+    fs::write(directory.join(format!("layers/{LAYERS}/top")), "").unwrap();
     fs::create_dir(directory.join("scratch")).unwrap();
     fs::copy("/bin/busybox", lower.join("bin/busybox")).unwrap();
     let applets = Command::new("/bin/busybox")
