@@ -1,0 +1,159 @@
+# shellcheck shell=bash
+# `onggi boot`: plain microVMs with Linux in them.
+
+KERNEL=$ONGGI_ASSETS/vmlinux-x86_64
+
+# initrd SCRIPT: an initramfs, ./initrd, whose PID 1 mounts the usual and runs it.
+initrd() {
+    mkdir -p tree/{bin,dev,proc,sys,mnt}
+    cp "$ONGGI_TEST_GUESTS/busybox" tree/bin/busybox
+    {
+        echo '#!/bin/busybox sh'
+        echo '/bin/busybox mkdir -p /sbin /usr/bin /usr/sbin; /bin/busybox --install -s'
+        echo 'mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys'
+        printf '%s\n' "$1"
+    } >tree/init
+    chmod +x tree/init
+    (cd tree && find . | "$ONGGI_TEST_GUESTS/busybox" cpio -o -H newc 2>/dev/null) >initrd
+}
+
+# boot [ARG...]: our kernel with ./initrd; what its console says is $out.
+boot() {
+    run "$ONGGI" boot --kernel "$KERNEL" --initrd initrd --cmdline 'console=ttyS0 quiet reboot=k panic=-1' "$@"
+    out=${out//$'\r'/}
+}
+
+test_a_vmlinux_boots_with_an_initrd_and_powers_off() {
+    initrd 'echo "hello from $(uname -s)"; poweroff -f'
+    boot
+    expect_status 0
+    expect_out_has "hello from Linux"
+}
+
+test_a_bzimage_boots() {
+    initrd 'echo "hello from $(uname -r)"; poweroff -f'
+    KERNEL=$ONGGI_TEST_GUESTS/bzImage
+    boot --memory 256m
+    expect_status 0
+    expect_out_has "cloud-amd64"
+}
+
+test_a_guest_finds_the_machine_that_was_asked_for() {
+    initrd '
+        echo "cpus: $(nproc)"
+        grep -q "^model name.*[A-Za-z]" /proc/cpuinfo && echo "a brand string"
+        grep -qw hypervisor /proc/cpuinfo && echo "a hypervisor"
+        echo "clock: $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+        echo "siblings: $(cat /sys/devices/system/cpu/cpu3/topology/core_siblings_list)"
+        echo "random: $(cat /sys/class/misc/hw_random/rng_current)"
+        echo "acpi tables: $(ls /sys/firmware/acpi/tables | xargs)"
+        echo "cmdline: $(cat /proc/cmdline)"
+        poweroff -f'
+    boot --cpus 4 --memory 256m
+    expect_status 0
+    expect_out_has "cpus: 4"
+    expect_out_has "a brand string"
+    expect_out_has "a hypervisor"
+    expect_out_has "clock: kvm-clock"
+    expect_out_has "siblings: 0-3"
+    expect_out_has "random: virtio_rng"
+    for table in APIC DSDT FACP; do expect_out_has "$table"; done
+    expect_out_has "console=ttyS0 quiet"
+}
+
+test_memory_lies_on_both_sides_of_the_32_bit_hole() {
+    initrd '
+        echo "total: $(awk "/^MemTotal/ { print \$2 }" /proc/meminfo)"
+        grep "System RAM" /proc/iomem
+        poweroff -f'
+    boot --memory 4g
+    expect_status 0
+    local total
+    total=$(sed -n 's/^total: //p' <<<"$out")
+    expect "nearly 4 GiB, not $total KiB" test "$total" -gt 3900000
+    expect "memory above the hole" grep -qi '^ *100000000-' <<<"$out"
+}
+
+test_a_reboot_ends_the_vm() {
+    initrd 'echo bye; reboot -f'
+    boot
+    expect_status 0
+    expect_out_has bye
+}
+
+test_a_panic_is_told_by_message_and_exit_code() {
+    initrd 'echo c >/proc/sysrq-trigger; sleep 60'
+    boot
+    expect_status 3
+    expect_err_has panic
+}
+
+test_keys_reach_the_console() {
+    initrd 'echo "your name?"; read name; echo "hello $name"; poweroff -f'
+    boot < <(sleep 1; echo Ondol)
+    expect_status 0
+    expect_out_has "hello Ondol"
+}
+
+test_the_console_can_be_a_file() {
+    initrd 'echo hello; poweroff -f'
+    boot --console log
+    expect_status 0
+    expect_out ""
+    expect "the console in the file" grep -q hello log
+}
+
+test_disks_are_read_and_written() {
+    truncate -s 16M disk other
+    mke2fs -q -t ext4 disk
+    initrd '
+        mount /dev/vda /mnt && echo written >/mnt/file && umount /mnt
+        mount -o ro /dev/vda /mnt && cat /mnt/file
+        echo "read-only: $(cat /sys/block/vda/ro)$(cat /sys/block/vdb/ro)"
+        dd if=/dev/zero of=/dev/vdb count=1 2>/dev/null || echo "vdb refused"
+        sync; poweroff -f'
+    boot --disk disk --disk other,ro
+    expect_status 0
+    expect_out_has written
+    expect_out_has "read-only: 01"
+    expect "the file on the disk" test "$(debugfs -R 'cat file' disk 2>/dev/null)" = written
+    expect "no byte on the read-only disk" cmp other <(head -c 16M /dev/zero)
+}
+
+test_sigterm_presses_ctrl_alt_del() {
+    initrd 'echo ready; sleep 1000'
+    "$ONGGI" boot --kernel "$KERNEL" --initrd initrd >log 2>&1 </dev/null &
+    eventually grep -q ready log
+    kill -TERM $!
+    status=0
+    wait $! || status=$?
+    expect_status 0
+}
+
+test_a_killed_monitor_leaves_nothing() {
+    initrd 'echo ready; sleep 1000'
+    export ONGGI_HOME=$T/home
+    "$ONGGI" boot --kernel "$KERNEL" --initrd initrd --vsock 3,"$T/socket" --console log </dev/null &
+    eventually grep -q ready log
+    kill -KILL $!
+    wait $! 2>/dev/null
+    expect "no process of it" test -z "$(pgrep -f "$T/socket")"
+    # The next one takes the socket's path over.
+    initrd 'poweroff -f'
+    boot --vsock 3,"$T/socket"
+    expect_status 0
+    expect "no socket left" test ! -e socket
+}
+
+test_firecrackers_configuration_boots_too() {
+    initrd 'echo "cpus: $(nproc)"; cat /proc/cmdline; poweroff -f'
+    cat >vm.json <<JSON
+{ "boot-source": { "kernel_image_path": "$KERNEL", "initrd_path": "$T/initrd",
+                   "boot_args": "console=ttyS0 quiet reboot=k panic=-1 mark" },
+  "machine-config": { "vcpu_count": 2, "mem_size_mib": 128 } }
+JSON
+    run "$ONGGI" boot --config vm.json
+    expect_status 0
+    expect_out_has "cpus: 2"
+    expect_out_has mark
+}
