@@ -1,0 +1,382 @@
+//! `onggi boot`: a plain microVM, described by flags or by Firecracker's configuration file.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use onggi_api::VmConfig;
+use onggi_vmm::{Config, Exit, Handle, Serial, Vm};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::{BootArgs, Console, DiskSpec, VsockSpec};
+use crate::devices::Drive;
+use crate::error::{Explain, Failure};
+use crate::terminal::{self, Escape, EscapeFilter};
+use crate::{devices, pump};
+
+/// The kernel's command line where none is given: a console, and an end of the VM rather than a
+/// hang when the kernel panics or reboots.
+pub const DEFAULT_COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1";
+
+/// How long a guest has to follow Ctrl-Alt-Del.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Exit statuses of guests that failed.
+const PANICKED: u8 = 3;
+const TRIPLE_FAULT: u8 = 4;
+const KVM_FAILED: u8 = 5;
+
+/// Why a microVM can't be booted, or how it failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the configuration file {} can't be read", .0.display())]
+    ReadConfig(PathBuf, #[source] io::Error),
+    #[error("the configuration file {} can't be used", .0.display())]
+    Config(PathBuf, #[source] onggi_api::Error),
+    #[error("the console can't be written to {}", .0.display())]
+    Console(PathBuf, #[source] io::Error),
+    #[error("this host has no more threads or descriptors")]
+    Host(#[source] io::Error),
+    #[error("the terminal can't be set up")]
+    Terminal(#[source] io::Error),
+    #[error("{0}")]
+    Guest(Exit),
+}
+
+impl Explain for Error {
+    fn status(&self) -> u8 {
+        match self {
+            Error::Guest(Exit::Panicked) => PANICKED,
+            Error::Guest(Exit::TripleFault) => TRIPLE_FAULT,
+            Error::Guest(_) => KVM_FAILED,
+            _ => crate::error::FAILED,
+        }
+    }
+}
+
+/// A microVM, wherever its description came from.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    command_line: String,
+    cpus: u8,
+    memory_bytes: u64,
+    drives: Vec<Drive>,
+    vsock: Option<VsockSpec>,
+    entropy: bool,
+    console: Console,
+}
+
+impl Plan {
+    fn from_flags(args: BootArgs, kernel: PathBuf) -> Plan {
+        let drives = args
+            .disk
+            .into_iter()
+            .enumerate()
+            .map(|(index, spec)| Drive {
+                spec,
+                serial: format!("disk{index}"),
+            });
+        Plan {
+            kernel,
+            initrd: args.initrd,
+            command_line: args.cmdline,
+            cpus: args.cpus,
+            memory_bytes: args.memory.0,
+            drives: drives.collect(),
+            vsock: args.vsock,
+            entropy: true,
+            console: args.console.unwrap_or(Console::Stdio),
+        }
+    }
+
+    /// `console` is the flag's, which overrides the file.
+    fn from_config(config: VmConfig, console: Option<Console>) -> Plan {
+        let from_file = || {
+            let serial = config.serial.as_ref();
+            let path = serial.and_then(|serial| serial.serial_out_path.clone());
+            path.map_or(Console::Stdio, Console::File)
+        };
+        Plan {
+            console: console.unwrap_or_else(from_file),
+            command_line: config.command_line(DEFAULT_COMMAND_LINE),
+            kernel: config.boot_source.kernel_image_path,
+            initrd: config.boot_source.initrd_path,
+            cpus: config.machine.vcpu_count,
+            memory_bytes: config.machine.mem_size_mib << 20,
+            drives: config
+                .drives
+                .into_iter()
+                .map(|drive| Drive {
+                    serial: drive.drive_id,
+                    spec: DiskSpec {
+                        path: drive.path_on_host,
+                        read_only: drive.is_read_only,
+                    },
+                })
+                .collect(),
+            vsock: config.vsock.map(|vsock| VsockSpec {
+                cid: vsock.guest_cid,
+                path: vsock.uds_path,
+            }),
+            entropy: config.entropy,
+        }
+    }
+}
+
+/// Boots a microVM and returns the exit status.
+pub fn run(mut args: BootArgs) -> Result<u8, Failure> {
+    let plan = match (args.config.take(), args.kernel.take()) {
+        (Some(file), _) => {
+            let json = fs::read(&file).map_err(|error| Error::ReadConfig(file.clone(), error))?;
+            let config = VmConfig::parse(&json).map_err(|error| Error::Config(file, error))?;
+            if let Some(logger) = &config.logger {
+                crate::log::from_config(logger)?;
+            }
+            Plan::from_config(config, args.console)
+        }
+        (None, Some(kernel)) => Plan::from_flags(args, kernel),
+        // The flags' rules ask for one of the two.
+        (None, None) => return Err(Error::Host(io::ErrorKind::InvalidInput.into()).into()),
+    };
+    boot(plan)
+}
+
+fn boot(plan: Plan) -> Result<u8, Failure> {
+    let (serial, keys) = serial(&plan.console)?;
+    let (devices, _socket) = devices::for_microvm(&plan.drives, plan.vsock.as_ref(), plan.entropy)?;
+    let vm = Vm::create(Config {
+        memory_bytes: plan.memory_bytes,
+        vcpus: plan.cpus,
+        kernel: plan.kernel,
+        initrd: plan.initrd,
+        cmdline: plan.command_line,
+        boot_protocol: Default::default(),
+        serial,
+        devices,
+    })?;
+    let forced = end_by_signal(vm.handle()).map_err(Error::Host)?;
+    if let Some(keys) = keys {
+        keys.send(vm.handle())?;
+    }
+    let exit = vm.run();
+    terminal::restore();
+    match exit? {
+        Exit::Shutdown | Exit::Reset => Ok(0),
+        Exit::Stopped => match u8::try_from(forced.load(Ordering::Relaxed)) {
+            Ok(0) | Err(_) => Ok(0),
+            Ok(signal) => Ok(128u8.saturating_add(signal)),
+        },
+        failed => Err(Error::Guest(failed).into()),
+    }
+}
+
+/// Connects the console; what is typed is sent once there is a VM.
+fn serial(console: &Console) -> Result<(Serial, Option<Keys>), Error> {
+    match console {
+        Console::None => Ok((Serial::default(), None)),
+        Console::File(path) => {
+            let file = File::create(path).map_err(|error| Error::Console(path.clone(), error))?;
+            let serial = Serial {
+                output: Box::new(file),
+                input: None,
+            };
+            Ok((serial, None))
+        }
+        Console::Stdio => {
+            let output = io::stdout().as_fd().try_clone_to_owned();
+            let (reader, writer) = io::pipe().map_err(Error::Host)?;
+            let serial = Serial {
+                output: Box::new(File::from(output.map_err(Error::Host)?)),
+                input: Some(File::from(OwnedFd::from(reader))),
+            };
+            Ok((serial, Some(Keys(File::from(OwnedFd::from(writer))))))
+        }
+    }
+}
+
+/// The way to the guest's console, with room for what it hasn't read.
+struct Keys(File);
+
+impl Keys {
+    /// Sends standard input to the guest from now on. A terminal is made raw, and watched for the
+    /// keys that end the VM.
+    fn send(self, vm: Handle) -> Result<(), Error> {
+        let Keys(mut guest) = self;
+        let input = io::stdin().as_fd().try_clone_to_owned();
+        let input = File::from(input.map_err(Error::Host)?);
+        let terminal = terminal::input();
+        if let Some(terminal) = terminal {
+            terminal::make_raw(terminal).map_err(Error::Terminal)?;
+        }
+        let work = move || match terminal {
+            Some(_) => watch_keys(&input, &mut guest, &vm),
+            None => {
+                pump::copy(&input, &guest);
+            }
+        };
+        let thread = thread::Builder::new().name("keys".to_owned()).spawn(work);
+        thread.map(drop).map_err(Error::Host)
+    }
+}
+
+fn watch_keys(mut input: impl io::Read, guest: &mut impl Write, vm: &Handle) {
+    let mut filter = EscapeFilter::default();
+    let mut typed = [0; 1024];
+    let mut passed = Vec::new();
+    loop {
+        let length = match input.read(&mut typed) {
+            Ok(0) => return,
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        passed.clear();
+        let escape = filter.feed(&typed[..length], &mut passed);
+        if escape == Escape::Leave {
+            return vm.stop();
+        }
+        if guest.write_all(&passed).is_err() {
+            return;
+        }
+    }
+}
+
+/// Presses Ctrl-Alt-Del at the first signal that asks for an end, and ends the VM at the second, at
+/// SIGQUIT, or when the guest takes too long. Gives the number of the signal that ended the VM so,
+/// 0 until then.
+fn end_by_signal(vm: Handle) -> io::Result<Arc<AtomicI32>> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let forced = Arc::new(AtomicI32::new(0));
+    let result = forced.clone();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut asked = false;
+            for signal in signals.forever() {
+                if asked || signal == SIGQUIT {
+                    forced.store(signal, Ordering::Relaxed);
+                    return vm.stop();
+                }
+                asked = true;
+                vm.ctrl_alt_del();
+                let (vm, forced) = (vm.clone(), forced.clone());
+                let overdue = thread::Builder::new().spawn(move || {
+                    thread::sleep(GRACE);
+                    forced.store(signal, Ordering::Relaxed);
+                    vm.stop();
+                });
+                if let Err(error) = overdue {
+                    tracing::warn!(%error, "only a second signal will end a guest that hangs");
+                }
+            }
+        })?;
+    Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn args(line: &[&str]) -> BootArgs {
+        match Cli::try_parse_from(["onggi", "boot"].iter().chain(line)) {
+            Ok(Cli {
+                command: Command::Boot(args),
+            }) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn drive(path: &str, read_only: bool, serial: &str) -> Drive {
+        Drive {
+            spec: DiskSpec {
+                path: path.into(),
+                read_only,
+            },
+            serial: serial.to_owned(),
+        }
+    }
+
+    #[test]
+    fn flags() {
+        let args = args(&[
+            "-k",
+            "K",
+            "-i",
+            "I",
+            "-d",
+            "a,ro",
+            "-d",
+            "b",
+            "--cpus",
+            "2",
+            "-m",
+            "1g",
+            "--vsock",
+            "3,/v",
+            "--console",
+            "none",
+        ]);
+        assert_eq!(
+            Plan::from_flags(args, "K".into()),
+            Plan {
+                kernel: "K".into(),
+                initrd: Some("I".into()),
+                command_line: DEFAULT_COMMAND_LINE.to_owned(),
+                cpus: 2,
+                memory_bytes: 1 << 30,
+                drives: vec![drive("a", true, "disk0"), drive("b", false, "disk1")],
+                vsock: Some(VsockSpec {
+                    cid: 3,
+                    path: "/v".into()
+                }),
+                entropy: true,
+                console: Console::None,
+            }
+        );
+    }
+
+    #[test]
+    fn configuration() {
+        let json = br#"{
+            "boot-source": {"kernel_image_path": "K", "boot_args": "quiet"},
+            "drives": [
+                {"drive_id": "d", "path_on_host": "b", "is_root_device": false},
+                {"drive_id": "r", "path_on_host": "a", "is_root_device": true, "is_read_only": true}
+            ],
+            "machine-config": {"vcpu_count": 4, "mem_size_mib": 512},
+            "serial": {"serial_out_path": "/console"}
+        }"#;
+        let plan = Plan::from_config(VmConfig::parse(json).unwrap(), None);
+        assert_eq!(plan.command_line, "quiet root=/dev/vda ro");
+        assert_eq!(plan.drives, [drive("a", true, "r"), drive("b", false, "d")]);
+        assert_eq!((plan.cpus, plan.memory_bytes), (4, 512 << 20));
+        assert_eq!(plan.console, Console::File("/console".into()));
+        assert!(!plan.entropy);
+
+        let flag = Some(Console::None);
+        let plan = Plan::from_config(VmConfig::parse(json).unwrap(), flag);
+        assert_eq!(plan.console, Console::None);
+    }
+
+    #[test]
+    fn statuses() {
+        for (exit, status) in [
+            (Exit::Panicked, 3),
+            (Exit::TripleFault, 4),
+            (Exit::Failed("why".to_owned()), 5),
+        ] {
+            assert_eq!(Error::Guest(exit).status(), status);
+        }
+    }
+}

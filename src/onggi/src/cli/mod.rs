@@ -1,0 +1,232 @@
+//! The command line: names, meanings and help texts. Where Docker has a flag, it is Docker's.
+
+mod usage;
+mod values;
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+pub use usage::UsageError;
+pub use values::{Console, DiskSpec, MemorySize, VsockSpec};
+
+/// Runs containers, each in a Linux of its own.
+#[derive(Debug, Parser)]
+#[command(name = "onggi", version, max_term_width = 100, after_help = MAIN_EXAMPLES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a container from an image, in a microVM of its own
+    Run(Box<RunArgs>),
+    /// List the images in the store
+    Images(ImagesArgs),
+    /// Fetch an image into the store
+    Pull(PullArgs),
+    /// Remove images from the store
+    Rmi(RmiArgs),
+    /// Boot a kernel in a plain microVM, without any container
+    Boot(Box<BootArgs>),
+    /// Show the version of onggi
+    Version,
+}
+
+#[derive(Debug, Args)]
+#[command(override_usage = "onggi run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+#[command(after_help = RUN_EXAMPLES, disable_help_flag = true)]
+pub struct RunArgs {
+    /// Keep standard input open and hand it to the command
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Name of the container, unique among those that run
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Set an environment variable; without a value, take it from onggi's own environment
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Read environment variables from a file, one a line
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Working directory inside the container
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User, and group, that the command runs as; names or numbers
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Program to run in place of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Host name of the container [default: its ID]
+    #[arg(short = 'h', long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Number of vCPUs, 1 to 32
+    #[arg(long, value_name = "N", default_value = "1", value_parser = values::cpus)]
+    pub cpus: u8,
+    /// Memory of the VM, with a suffix b, k, m or g
+    #[arg(short, long, value_name = "SIZE", default_value = "256m")]
+    pub memory: MemorySize,
+    /// When to fetch the image
+    #[arg(long, value_enum, default_value = "missing")]
+    pub pull: PullPolicy,
+    /// Show no progress while fetching
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Accepted for Docker's sake: a container always goes with its VM
+    #[arg(long)]
+    pub rm: bool,
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+    /// The image, then what to run in it: everything after the image is the command's
+    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    #[arg(num_args = 1..)]
+    image_and_command: Vec<String>,
+}
+
+impl RunArgs {
+    pub fn image(&self) -> &str {
+        self.image_and_command.first().map_or("", String::as_str)
+    }
+
+    pub fn command(&self) -> &[String] {
+        self.image_and_command.get(1..).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PullPolicy {
+    /// Where the store hasn't got it
+    Missing,
+    /// Every time
+    Always,
+    /// Not at all
+    Never,
+}
+
+#[derive(Debug, Args)]
+pub struct ImagesArgs {
+    /// Show only the IDs
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// How to show the list
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns for people
+    Table,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = REFERENCES)]
+pub struct PullArgs {
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The image
+    pub image: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RmiArgs {
+    /// Remove an image given by its ID even if it has several names
+    #[arg(short, long)]
+    pub force: bool,
+    /// Images, by name or ID
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = BOOT_EXAMPLES)]
+pub struct BootArgs {
+    /// Kernel to boot: an ELF vmlinux or a bzImage
+    #[arg(short, long, value_name = "FILE")]
+    #[arg(required_unless_present = "config", conflicts_with = "config")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(short, long, value_name = "FILE", conflicts_with = "config")]
+    pub initrd: Option<PathBuf>,
+    /// A raw file or block device as a disk, read-only with ',ro'; the first is /dev/vda
+    #[arg(short, long, value_name = "FILE[,ro]", conflicts_with = "config")]
+    pub disk: Vec<DiskSpec>,
+    /// The kernel's command line
+    #[arg(short, long, value_name = "LINE", conflicts_with = "config")]
+    #[arg(default_value = crate::boot::DEFAULT_COMMAND_LINE)]
+    pub cmdline: String,
+    /// Number of vCPUs, 1 to 32
+    #[arg(long, value_name = "N", conflicts_with = "config")]
+    #[arg(default_value = "1", value_parser = values::cpus)]
+    pub cpus: u8,
+    /// Memory, with a suffix b, k, m or g
+    #[arg(
+        short,
+        long,
+        value_name = "SIZE",
+        default_value = "128m",
+        conflicts_with = "config"
+    )]
+    pub memory: MemorySize,
+    /// A vsock device: the guest's CID, and the host's Unix socket as Firecracker names it
+    #[arg(long, value_name = "CID,PATH", conflicts_with = "config")]
+    pub vsock: Option<VsockSpec>,
+    /// Where the guest's serial console goes: a file, 'stdio' or 'none' [default: stdio]
+    #[arg(long, value_name = "FILE|stdio|none")]
+    pub console: Option<Console>,
+    /// Describe the VM by Firecracker's configuration file instead
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+const MAIN_EXAMPLES: &str = "\
+Examples:
+  onggi run -it debian bash           a shell in a Debian of its own
+  onggi run oci:./image uname -r      an image from a directory
+  onggi boot -k vmlinux -d root.ext4  a plain microVM
+
+'onggi COMMAND --help' tells more of a command.";
+
+const REFERENCES: &str = "\
+An image is one of
+  NAME[:TAG|@DIGEST]    from the store, or from a registry: REGISTRY/NAME
+  oci:DIR[:TAG]         a directory in the OCI image layout
+  oci-archive:FILE      the same in a tar archive
+  docker-archive:FILE   what 'docker save' writes";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  onggi run oci:./image echo hello
+  onggi run -it --rm -e TERM debian bash
+  echo 6*7 | onggi run -i --cpus 2 -m 512m docker-archive:python.tar python3
+
+Exit status: the command's own; 128+N when signal N ended it; 127 when it was not
+found, 126 when it can't be executed, 125 when onggi itself failed.";
+
+const BOOT_EXAMPLES: &str = "\
+Examples:
+  onggi boot --kernel vmlinux --initrd initramfs.cpio
+  onggi boot -k bzImage -d root.ext4 -c 'console=ttyS0 root=/dev/vda rw' --cpus 2 -m 1g
+  onggi boot --config vm.json --console /tmp/console
+
+On a terminal, Ctrl-A x ends the VM and Ctrl-A a sends a Ctrl-A. SIGTERM presses
+Ctrl-Alt-Del; a second one, or ten seconds, end the VM.
+
+Exit status: 0 when the guest powered off or rebooted, 3 when its kernel panicked,
+4 after a triple fault, 5 when KVM gave up, 128+N when signal N had to end it, 125
+when onggi itself failed.";
+
+#[cfg(test)]
+#[path = "cli_test.rs"]
+mod tests;

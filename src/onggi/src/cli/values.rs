@@ -1,0 +1,176 @@
+//! Values of flags that are more than a string.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The largest number of vCPUs.
+const MAX_CPUS: u8 = onggi_api::config::MAX_VCPUS;
+
+/// Why a value is no good. The flag's name is put before it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    #[error("a VM has from 1 to {MAX_CPUS} whole vCPUs")]
+    Cpus,
+    #[error("a size is a number with a suffix b, k, m or g, such as 256m")]
+    Size,
+    #[error("a VM can't have so much memory")]
+    TooLarge,
+    #[error("a VM needs at least 1m of memory")]
+    TooSmall,
+    #[error("after the file of a disk, only ',ro' or ',rw' may follow")]
+    DiskOption,
+    #[error("the name of the file is missing")]
+    NoFile,
+    #[error("a vsock device is CID,PATH, such as 3,/tmp/v.sock")]
+    Vsock,
+    #[error("the CID of a guest is from 3 to 4294967294")]
+    Cid,
+}
+
+/// Parses `--cpus`. Docker takes fractions; a VM has whole vCPUs, so only `2` or `2.0` will do.
+pub fn cpus(text: &str) -> Result<u8, ValueError> {
+    let whole = match text.split_once('.') {
+        Some((whole, fraction)) if fraction.bytes().all(|b| b == b'0') => whole,
+        Some(_) => return Err(ValueError::Cpus),
+        None => text,
+    };
+    match whole.parse() {
+        Ok(count) if (1..=MAX_CPUS).contains(&count) => Ok(count),
+        _ => Err(ValueError::Cpus),
+    }
+}
+
+/// An amount of memory in bytes, at least a MiB, a multiple of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySize(pub u64);
+
+impl FromStr for MemorySize {
+    type Err = ValueError;
+
+    /// Docker's sizes: digits, perhaps with a fraction, and a suffix for powers of 1024, `b` if
+    /// there is none.
+    fn from_str(text: &str) -> Result<MemorySize, ValueError> {
+        let lower = text.to_ascii_lowercase();
+        let number_end = lower
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(lower.len());
+        let (number, suffix) = lower.split_at(number_end);
+        let shift = match suffix {
+            "" | "b" => 0,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            "t" | "tb" | "tib" => 40,
+            _ => return Err(ValueError::Size),
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() || fraction.contains('.') {
+            return Err(ValueError::Size);
+        }
+        let whole: u64 = whole.parse().map_err(|_| ValueError::TooLarge)?;
+        let bytes = whole
+            .checked_mul(1 << shift)
+            .and_then(|bytes| bytes.checked_add(fraction_of(fraction, shift)))
+            .ok_or(ValueError::TooLarge)?;
+        if bytes < 1 << 20 {
+            return Err(ValueError::TooSmall);
+        }
+        bytes
+            .checked_next_multiple_of(4096)
+            .map(MemorySize)
+            .ok_or(ValueError::TooLarge)
+    }
+}
+
+/// What the digits after the point are of `1 << shift`, rounded down. More than nine digits don't
+/// matter.
+fn fraction_of(digits: &str, shift: u32) -> u64 {
+    let (value, scale) = digits
+        .bytes()
+        .take(9)
+        .fold((0u128, 1u128), |(value, scale), digit| {
+            (value * 10 + u128::from(digit - b'0'), scale * 10)
+        });
+    u64::try_from((value << shift) / scale).unwrap_or(u64::MAX)
+}
+
+/// A disk of `onggi boot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSpec {
+    pub path: PathBuf,
+    pub read_only: bool,
+}
+
+impl FromStr for DiskSpec {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<DiskSpec, ValueError> {
+        let (path, read_only) = match text.rsplit_once(',') {
+            Some((path, "ro")) => (path, true),
+            Some((path, "rw")) => (path, false),
+            Some(_) => return Err(ValueError::DiskOption),
+            None => (text, false),
+        };
+        if path.is_empty() {
+            return Err(ValueError::NoFile);
+        }
+        Ok(DiskSpec {
+            path: path.into(),
+            read_only,
+        })
+    }
+}
+
+/// The vsock device of `onggi boot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockSpec {
+    pub cid: u32,
+    pub path: PathBuf,
+}
+
+impl FromStr for VsockSpec {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<VsockSpec, ValueError> {
+        let (cid, path) = text.split_once(',').ok_or(ValueError::Vsock)?;
+        if path.is_empty() {
+            return Err(ValueError::Vsock);
+        }
+        match cid.parse() {
+            Ok(cid) if (3..u32::MAX).contains(&cid) => Ok(VsockSpec {
+                cid,
+                path: path.into(),
+            }),
+            Ok(_) => Err(ValueError::Cid),
+            Err(_) => Err(ValueError::Vsock),
+        }
+    }
+}
+
+/// Where a guest's serial console goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Console {
+    /// The caller's standard input and output.
+    Stdio,
+    /// Nowhere.
+    None,
+    /// What the guest writes, to a file.
+    File(PathBuf),
+}
+
+impl FromStr for Console {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Console, ValueError> {
+        match text {
+            "" => Err(ValueError::NoFile),
+            "stdio" => Ok(Console::Stdio),
+            "none" => Ok(Console::None),
+            path => Ok(Console::File(path.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "values_test.rs"]
+mod tests;

@@ -1,0 +1,94 @@
+use super::*;
+
+#[test]
+fn memory_sizes() {
+    for (text, bytes) in [
+        ("1m", 1 << 20),
+        ("256M", 256 << 20),
+        ("256mb", 256 << 20),
+        ("2g", 2 << 30),
+        ("1.5GiB", 3 << 29),
+        ("0.5g", 1 << 29),
+        ("2.g", 2 << 30),
+        ("1048577", (1 << 20) + 4096),
+        ("4096k", 4 << 20),
+        ("4194304b", 4 << 20),
+        ("4096t", 4 << 50),
+    ] {
+        assert_eq!(text.parse(), Ok(MemorySize(bytes)), "{text}");
+    }
+}
+
+#[test]
+fn sizes_that_are_none() {
+    for (text, error) in [
+        ("", ValueError::Size),
+        ("m", ValueError::Size),
+        (".5g", ValueError::Size),
+        ("1.2.3g", ValueError::Size),
+        ("-1m", ValueError::Size),
+        ("+1m", ValueError::Size),
+        ("1x", ValueError::Size),
+        ("1 m", ValueError::Size),
+        ("٣m", ValueError::Size),
+        ("0", ValueError::TooSmall),
+        ("1023k", ValueError::TooSmall),
+        ("16777216t", ValueError::TooLarge),
+        ("18446744073709551615", ValueError::TooLarge),
+        ("99999999999999999999", ValueError::TooLarge),
+    ] {
+        assert_eq!(text.parse::<MemorySize>(), Err(error), "{text}");
+    }
+}
+
+#[test]
+fn numbers_of_cpus() {
+    for (text, count) in [("1", 1), ("32", 32), ("2.0", 2)] {
+        assert_eq!(cpus(text), Ok(count));
+    }
+    for text in ["", "0", "33", "1.5", "-1", "x", "256", "."] {
+        assert_eq!(cpus(text), Err(ValueError::Cpus), "{text}");
+    }
+}
+
+#[test]
+fn disks() {
+    let disk = |path: &str, read_only| {
+        Ok(DiskSpec {
+            path: path.into(),
+            read_only,
+        })
+    };
+    assert_eq!("a.img".parse(), disk("a.img", false));
+    assert_eq!("a.img,ro".parse(), disk("a.img", true));
+    assert_eq!("a,b,rw".parse(), disk("a,b", false));
+    assert_eq!("a,rx".parse::<DiskSpec>(), Err(ValueError::DiskOption));
+    for text in ["", ",ro"] {
+        assert_eq!(text.parse::<DiskSpec>(), Err(ValueError::NoFile));
+    }
+}
+
+#[test]
+fn vsocks() {
+    assert_eq!(
+        "3,/tmp/v,1".parse(),
+        Ok(VsockSpec {
+            cid: 3,
+            path: "/tmp/v,1".into()
+        })
+    );
+    for text in ["", "3", "3,", "x,/v", ",/v", "-3,/v", "4294967296,/v"] {
+        assert_eq!(text.parse::<VsockSpec>(), Err(ValueError::Vsock), "{text}");
+    }
+    for text in ["0,/v", "2,/v", "4294967295,/v"] {
+        assert_eq!(text.parse::<VsockSpec>(), Err(ValueError::Cid), "{text}");
+    }
+}
+
+#[test]
+fn consoles() {
+    assert_eq!("stdio".parse(), Ok(Console::Stdio));
+    assert_eq!("none".parse(), Ok(Console::None));
+    assert_eq!("/c".parse(), Ok(Console::File("/c".into())));
+    assert_eq!("".parse::<Console>(), Err(ValueError::NoFile));
+}

@@ -1,0 +1,222 @@
+//! The virtio devices of a VM, made from files.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use onggi_image::LayerImage;
+use onggi_storage::{Access, Disk, DiskError, Partition};
+use onggi_virtio::blk::{Block, BlockError, BlockOptions};
+use onggi_virtio::device::Device;
+use onggi_virtio::rng::Entropy;
+use onggi_virtio::vsock::{Connector, UdsConnector, Vsock, VsockError};
+
+use crate::cli::{DiskSpec, VsockSpec};
+use crate::error::{Explain, io_kind};
+
+/// The CID of every container's guest. It is seen by this process alone, so it needn't be unique.
+const GUEST_CID: u64 = 3;
+
+/// The serial numbers by which a container's guest knows its disks.
+const GUEST_DISK: &str = "onggi-guest";
+const LAYERS_DISK: &str = "onggi-layers";
+const SCRATCH_DISK: &str = "onggi-scratch";
+
+/// The longest serial number of a disk (VIRTIO 1.2 §5.2.6, `VIRTIO_BLK_T_GET_ID`).
+const MAX_SERIAL: usize = 20;
+
+/// Why a device can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file can't be a disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The block device.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// The entropy device.
+    #[error("the entropy device has no source of random bytes")]
+    Entropy(#[source] io::Error),
+    /// The socket device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The Unix socket of the socket device.
+    #[error("the vsock device can't listen at {}", .0.display())]
+    Listen(PathBuf, #[source] io::Error),
+}
+
+impl Explain for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::Disk(DiskError::InUse(_)) => {
+                Some("stop that VM, or give the disk to both read-only (',ro')".to_owned())
+            }
+            Error::Disk(_) if io_kind(self) == Some(io::ErrorKind::PermissionDenied) => {
+                Some("a disk that you can't write to needs ',ro'".to_owned())
+            }
+            Error::Listen(..) if io_kind(self) == Some(io::ErrorKind::AddrInUse) => {
+                Some("choose another path, or stop what listens there".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+type Devices = Vec<Box<dyn Device>>;
+
+/// The devices of a container's VM: the guest OS is `/dev/vda`.
+///
+/// # Errors
+/// See [`Error`].
+pub fn for_container(
+    guest: &Path,
+    layers: &[LayerImage],
+    scratch: &Path,
+    connector: impl Connector + 'static,
+) -> Result<Devices, Error> {
+    let partitions: Vec<Partition> = layers
+        .iter()
+        .enumerate()
+        .map(|(index, layer)| Partition {
+            name: format!("layer{index}"),
+            path: layer.path.clone(),
+        })
+        .collect();
+    let guest = Disk::open(guest, Access::ReadOnly)?;
+    let scratch = Disk::open(scratch, Access::ReadWrite)?;
+    Ok(vec![
+        block(guest, GUEST_DISK)?,
+        block(Disk::gpt(&partitions)?, LAYERS_DISK)?,
+        block(scratch, SCRATCH_DISK)?,
+        Box::new(Vsock::new(GUEST_CID, Box::new(connector), None)?),
+        Box::new(Entropy::new().map_err(Error::Entropy)?),
+    ])
+}
+
+/// A disk of a plain microVM.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Drive {
+    /// The file, and whether the guest may write to it.
+    pub spec: DiskSpec,
+    /// The serial number that the guest sees.
+    pub serial: String,
+}
+
+/// The devices of a plain microVM, and the file that goes when it ends.
+///
+/// # Errors
+/// See [`Error`].
+pub fn for_microvm(
+    drives: &[Drive],
+    vsock: Option<&VsockSpec>,
+    entropy: bool,
+) -> Result<(Devices, Option<SocketFile>), Error> {
+    let mut devices: Devices = Vec::new();
+    for drive in drives {
+        let access = match drive.spec.read_only {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        };
+        let disk = Disk::open(&drive.spec.path, access)?;
+        devices.push(block(disk, &drive.serial)?);
+    }
+    let mut socket = None;
+    if let Some(spec) = vsock {
+        let (listener, file) = listen(&spec.path)?;
+        let connector = Box::new(UdsConnector::new(&spec.path));
+        let vsock = Vsock::new(spec.cid.into(), connector, Some(listener))?;
+        devices.push(Box::new(vsock));
+        socket = Some(file);
+    }
+    if entropy {
+        devices.push(Box::new(Entropy::new().map_err(Error::Entropy)?));
+    }
+    Ok((devices, socket))
+}
+
+fn block(disk: Disk, serial: &str) -> Result<Box<dyn Device>, Error> {
+    let options = BlockOptions {
+        serial: serial.chars().take(MAX_SERIAL).collect(),
+        ..BlockOptions::default()
+    };
+    Ok(Box::new(Block::new(Arc::new(disk), options)?))
+}
+
+/// A Unix socket's name, removed when this is dropped.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Listens at `path`. A socket that nobody listens at any more, as kill -9 leaves it, gives way.
+fn listen(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
+            fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+        }
+        result => result,
+    };
+    match listener {
+        Ok(listener) => Ok((listener, SocketFile(path.to_owned()))),
+        Err(error) => Err(Error::Listen(path.to_owned(), error)),
+    }
+}
+
+fn is_stale(path: &Path) -> bool {
+    let socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    socket
+        && UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_gives_way_and_nothing_else_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("v.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let (_listener, file) = listen(&path).unwrap();
+        let error = listen(&path).unwrap_err();
+        assert!(matches!(error, Error::Listen(..)) && error.hint().is_some());
+        drop(file);
+        assert!(!path.exists());
+
+        fs::write(&path, "precious").unwrap();
+        assert!(listen(&path).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_disk_that_can_not_be() {
+        let drive = |path: &str| Drive {
+            spec: DiskSpec {
+                path: path.into(),
+                read_only: true,
+            },
+            serial: "a".repeat(40),
+        };
+        let error = for_microvm(&[drive("/nonexistent")], None, false);
+        assert!(matches!(error, Err(Error::Disk(DiskError::Open { .. }))));
+        let error = for_microvm(&[drive("/dev/null")], None, false);
+        assert!(matches!(
+            error,
+            Err(Error::Disk(DiskError::NotADisk { .. }))
+        ));
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let drive = drive(&file.path().to_string_lossy());
+        let (devices, _) = for_microvm(&[drive], None, false).unwrap();
+        assert_eq!(devices.len(), 1, "a long serial number is no obstacle");
+    }
+}

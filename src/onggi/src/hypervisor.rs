@@ -1,0 +1,41 @@
+//! What to do about the errors of the VM monitor, and the check that KVM is there at all.
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+
+use onggi_vmm::Error;
+
+use crate::error::{Explain, io_kind};
+
+/// The device that VMs are made with.
+const KVM: &str = "/dev/kvm";
+
+/// Checks that `/dev/kvm` can be used, before something is done that takes long.
+///
+/// # Errors
+/// [`Error::OpenKvm`].
+pub fn check() -> Result<(), Error> {
+    match OpenOptions::new().read(true).write(true).open(KVM) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::OpenKvm(error)),
+    }
+}
+
+impl Explain for Error {
+    fn hint(&self) -> Option<String> {
+        match (self, io_kind(self)) {
+            (Error::OpenKvm(_), Some(ErrorKind::PermissionDenied)) => Some(
+                "join the group 'kvm' (sudo usermod -aG kvm \"$USER\") and log in again".to_owned(),
+            ),
+            (Error::OpenKvm(_), _) => Some(
+                "load the module kvm_intel or kvm_amd; virtualization must be enabled in the \
+                 firmware, or nested virtualization in the VM that this is"
+                    .to_owned(),
+            ),
+            (Error::Memory(_), Some(ErrorKind::OutOfMemory)) => {
+                Some("ask for less with --memory".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
