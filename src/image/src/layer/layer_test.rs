@@ -294,3 +294,55 @@ proptest! {
         }
     }
 }
+
+/// Two layers as Linux itself sees them, one over the other.
+#[test]
+fn the_kernel_stacks_the_layers() {
+    let lower = TestTar::new()
+        .file("kept", b"lower")
+        .file("gone", b"lower")
+        .file("replaced", b"lower")
+        .file("directory/old", b"lower")
+        .file("opaque/old", b"lower")
+        .file("merged/old", b"lower")
+        .finish();
+    let upper = TestTar::new()
+        .file(".wh.gone", b"")
+        .file("replaced", b"upper")
+        .file(".wh.directory", b"")
+        .file("opaque/.wh..wh..opq", b"")
+        .file("opaque/.wh.old", b"")
+        .file("opaque/new", b"upper")
+        .file("merged/new", b"upper")
+        .file("merged/zeros", &[0; 10_000])
+        .finish();
+    let directory = tempfile::tempdir().unwrap();
+    for (name, tar) in [("lower", lower), ("upper", upper)] {
+        std::fs::write(
+            directory.path().join(format!("{name}.erofs")),
+            convert_tar(&tar).unwrap(),
+        )
+        .unwrap();
+        std::fs::create_dir(directory.path().join(name)).unwrap();
+    }
+    std::fs::create_dir(directory.path().join("merged")).unwrap();
+    let script = r#"
+        cd "$1"
+        for name in lower upper; do mount -t erofs -o loop,ro $name.erofs $name || exit 99; done
+        mount -t overlay -o ro,lowerdir=upper:lower none merged || exit 99
+        cd merged && find . -type f -o -type c | sort && cat replaced kept && wc -c < merged/zeros
+    "#;
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh"])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    let unshared = !output.stderr.starts_with(b"unshare:");
+    if output.status.code() == Some(99) || !unshared {
+        eprintln!("SKIPPED: the layers can't be mounted here");
+        return;
+    }
+    let expected = "./kept\n./merged/new\n./merged/old\n./merged/zeros\n./opaque/new\n./replaced\n\
+                    upperlower10000\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}

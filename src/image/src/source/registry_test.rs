@@ -338,13 +338,19 @@ impl FakeRegistry {
 
 fn answer(mut stream: TcpStream, answers: &HashMap<String, Answer>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut request = String::new();
-    reader.read_line(&mut request).unwrap();
-    let mut line = String::from("-");
-    while !line.trim().is_empty() {
-        line.clear();
-        reader.read_line(&mut line).unwrap();
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        // What is no text is the start of a TLS connection, which gets no answer.
+        if reader.read_line(&mut line).is_err() {
+            return;
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+        lines.push(line);
     }
+    let request = lines.first().cloned().unwrap_or_default();
     let path = request.split(' ').nth(1).unwrap_or_default();
     let missing = (404, b"{}".to_vec(), 0);
     let (status, body, cut) = answers.get(path).unwrap_or(&missing);
@@ -465,4 +471,16 @@ fn answers_become_sentences() {
         .unwrap();
     let message = chain(&pull(&fixture.store, &format!("{nobody}/x")).unwrap_err());
     assert!(message.contains("can't be reached"), "{message}");
+}
+
+#[test]
+fn other_machines_are_asked_by_tls_alone() {
+    let fixture = Fixture::new();
+    let registry = FakeRegistry::start(HashMap::new());
+    // This machine as well, but not by an address that says so.
+    let name = format!("0.0.0.0:{}/x", registry.address.port());
+    let error = pull(&fixture.store, &name).unwrap_err();
+    let unreachable = matches!(error, Error::Source(SourceError::Unreachable { .. }));
+    assert!(unreachable, "{}", chain(&error));
+    assert!(chain(&error).contains("https://"), "{}", chain(&error));
 }

@@ -271,5 +271,7 @@ impl Store {
 }
 
 #[cfg(test)]
+mod test_fixture;
+#[cfg(test)]
 #[path = "store_test.rs"]
 mod tests;

@@ -368,3 +368,10 @@ impl<R: Read> Read for Watched<'_, R> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "concurrency_test.rs"]
+mod concurrency_tests;
+#[cfg(test)]
+#[path = "platform_test.rs"]
+mod platform_tests;

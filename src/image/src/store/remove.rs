@@ -101,3 +101,7 @@ impl Store {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "remove_test.rs"]
+mod tests;
