@@ -76,18 +76,24 @@ download_package() {
     printf '%s\n' "$file"
 }
 
-# package_version NAME[=VERSION]: the version that apt would fetch.
+# package_version NAME...: the versions that apt would fetch, a line each, or
+# the version in NAME=VERSION. (Ask once for many: apt-cache takes a second on
+# a machine that keeps no cache of its lists.)
 package_version() {
     if [[ $1 == *=* ]]; then
         printf '%s\n' "${1#*=}"
     else
-        candidate "$1" || { refresh_apt && candidate "$1"; } || die "apt knows no package $1"
+        candidate "$@" || { refresh_apt && candidate "$@"; } || die "apt does not know all of: $*"
     fi
 }
 
-# The version of a package that apt would install; fails if it knows none, as
-# on a fresh machine, whose package lists were never fetched.
-candidate() { apt-cache policy "$1" | sed -n 's/^  Candidate: \([^(].*\)/\1/p' | grep .; }
+# The versions of packages that apt would install; fails if it does not know
+# one, as on a fresh machine, whose package lists were never fetched.
+candidate() {
+    local versions
+    mapfile -t versions < <(apt-cache policy "$@" | sed -n 's/^  Candidate: \([^(].*\)/\1/p')
+    ((${#versions[@]} == $#)) && printf '%s\n' "${versions[@]}"
+}
 
 refresh_apt() {
     step "Fetching apt's package lists"
