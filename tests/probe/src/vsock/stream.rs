@@ -208,7 +208,8 @@ impl<'a> Stream<'a> {
             op::DATA => self.check_data(packet)?,
             op::SHUTDOWN => self.peer_shutdown |= header.flags,
             op::RESET => self.reset = true,
-            op::CREDIT_REQUEST => self.give_credit(true)?,
+            // As things are: asking consumes nothing.
+            op::CREDIT_REQUEST => self.send(op::CREDIT_UPDATE, 0)?,
             _ => {}
         }
         self.vsock.recycle(packet);
