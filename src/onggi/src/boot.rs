@@ -18,7 +18,7 @@ use crate::cli::{BootArgs, Console, DiskSpec, VsockSpec};
 use crate::devices::Drive;
 use crate::error::{Explain, Failure};
 use crate::terminal::{self, Escape, EscapeFilter};
-use crate::{devices, pump};
+use crate::{devices, hypervisor, pump};
 
 /// The kernel's command line where none is given: a console, and an end of the VM rather than a
 /// hang when the kernel panics or reboots.
@@ -150,6 +150,7 @@ pub fn run(mut args: BootArgs) -> Result<u8, Failure> {
 }
 
 fn boot(plan: Plan) -> Result<u8, Failure> {
+    hypervisor::check()?;
     let (serial, keys) = serial(&plan.console)?;
     let (devices, _socket) = devices::for_microvm(&plan.drives, plan.vsock.as_ref(), plan.entropy)?;
     let vm = Vm::create(Config {

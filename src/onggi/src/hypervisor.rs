@@ -10,7 +10,8 @@ use crate::error::{Explain, io_kind};
 /// The device that VMs are made with.
 const KVM: &str = "/dev/kvm";
 
-/// Checks that `/dev/kvm` can be used, before something is done that takes long.
+/// Checks that `/dev/kvm` can be used, before an image is fetched or anything else is found wrong:
+/// nothing helps where it can't.
 ///
 /// # Errors
 /// [`Error::OpenKvm`].

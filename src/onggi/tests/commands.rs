@@ -113,9 +113,21 @@ fn home_with_assets() -> tempfile::TempDir {
     home
 }
 
+/// Whether this machine gets far enough to be asked for more than KVM.
+fn have_kvm() -> bool {
+    let opened = fs::File::options().read(true).write(true).open("/dev/kvm");
+    if opened.is_err() {
+        eprintln!("skipped: this needs KVM");
+    }
+    opened.is_ok()
+}
+
 #[test]
 fn images_that_are_none() {
     let home = home_with_assets();
+    if !have_kvm() {
+        return;
+    }
     let run = |arguments: &[&str]| failure(onggi(home.path()).arg("run").args(arguments));
     assert!(run(&["UPPER/case"]).contains("is not the name of an image"));
     let message = run(&["--pull", "never", "nothing"]);
@@ -181,6 +193,9 @@ fn configurations() {
 
 #[test]
 fn boot_without_its_files() {
+    if !have_kvm() {
+        return;
+    }
     let message = failure_of(&["boot", "-k", "/bin/true", "-d", "/nonexistent"]);
     assert!(message.contains("/nonexistent") && message.contains("No such file"));
     let message = failure_of(&["boot", "-k", "/bin/true", "--console", "/nonexistent/c"]);

@@ -84,7 +84,8 @@ fn request(stdin: bool, terminal: bool) -> Run {
     }
 }
 
-/// Pipes in place of the caller's terminal: (what the process gets, its ends for the test).
+/// Pipes in place of the caller's terminal, and their other ends. The outputs end when the input and
+/// the guest have gone: what carries the streams holds all three.
 fn stdio() -> (Stdio, fs::File, fs::File, fs::File) {
     let pipe = || {
         let (read, write) = io::pipe().unwrap();
@@ -148,7 +149,7 @@ fn a_command_from_start_to_end() {
     assert_eq!(agent.hello().kernel, "6.1");
     let running = agent.start(request(true, false)).unwrap();
     let status = running.wait(stdio).unwrap();
-    let _guest = guest.join().unwrap();
+    drop(guest.join().unwrap());
     assert_eq!(status, ExitStatus::Code(3));
     assert_eq!(text(output), "ONGGI");
     assert_eq!(text(error), "warning");
@@ -185,8 +186,9 @@ fn a_terminal_is_one_stream() {
     running.remote().resize(size);
     running.remote().signal(15);
     assert_eq!(running.wait(stdio).unwrap().shell_code(), 143);
+    let (resize, signal, guest) = guest.join().unwrap();
+    drop((input, guest));
     assert_eq!(text(output), "ls\r");
-    let (resize, signal, _guest) = guest.join().unwrap();
     assert_eq!(resize, HostMessage::Resize { id: ID, size });
     assert_eq!(signal, HostMessage::Signal { id: ID, signal: 15 });
 }
@@ -315,6 +317,6 @@ fn streams_out_of_place_are_closed() {
         .start(request(false, false))
         .unwrap();
     assert_eq!(running.wait(stdio).unwrap(), ExitStatus::Code(0));
-    let _guest = guest.join().unwrap();
+    drop(guest.join().unwrap());
     assert_eq!(text(output), "fine");
 }

@@ -77,7 +77,11 @@ fn wrong_flags_in_one_sentence() {
             "unknown flag: --nam",
             "did you mean '--name'?",
         ),
-        (&["rnu"], "there is no command 'rnu'", "did you mean 'run'?"),
+        (
+            &["imags"],
+            "there is no command 'imags'",
+            "did you mean 'images'?",
+        ),
         (
             &["frobnicate"],
             "there is no command 'frobnicate'",

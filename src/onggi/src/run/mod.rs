@@ -104,10 +104,9 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     let home = Home::find()?;
     let id = state::new_id().map_err(Error::Host)?;
     let claim = home.claim(args.name.as_deref().unwrap_or(&id), args.image())?;
+    hypervisor::check()?;
     let store = onggi_image::Store::open(&home.images())?;
-    let image = images::find_or_pull(&store, args.image(), args.pull, args.quiet, || {
-        Ok(hypervisor::check()?)
-    })?;
+    let image = images::find_or_pull(&store, args.image(), args.pull, args.quiet)?;
 
     let size = args.tty.then(|| terminal::size().unwrap_or(UNKNOWN_SIZE));
     let layers =
