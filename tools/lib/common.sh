@@ -7,6 +7,7 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 ASSETS=$REPO/target/share/onggi
 # What survives a deleted `target/`: sources, packages, built kernels.
 CACHE=${ONGGI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/onggi}
+# shellcheck disable=SC2034 # used by those who source this
 # Parallel jobs of anything that compiles.
 JOBS=${ONGGI_JOBS:-$(nproc)}
 
