@@ -7,6 +7,7 @@
 mod arch;
 mod bus;
 mod config;
+mod interrupt;
 mod legacy;
 mod memory;
 mod mmio;

@@ -1,7 +1,6 @@
 //! The virtio-mmio transport, version 2 (VIRTIO 1.2 §4.2).
 //!
-//! A driver's notification is an ioeventfd and never comes here; the interrupt is an irqfd. What
-//! does come here is set-up, and reading and acknowledging the interrupt status, which takes no
+//! A driver's notification is an ioeventfd and never comes here. What does come here is set-up, and reading and acknowledging the interrupt status, which takes no
 //! lock.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +12,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::interrupt::Line;
 
 /// The most devices of one VM: one I/O APIC pin each, and the first five are taken.
 pub const MAX_DEVICES: usize = 19;
@@ -73,7 +73,7 @@ pub enum MmioError {
     /// The host is out of descriptors.
     #[error("no event descriptor for a virtio device")]
     EventFd(#[source] std::io::Error),
-    /// KVM refused an ioeventfd or irqfd.
+    /// KVM refused an ioeventfd.
     #[error("KVM refused the notifications of a virtio device")]
     Notification(#[source] kvm_ioctls::Error),
 }
@@ -82,14 +82,13 @@ pub enum MmioError {
 struct Interrupts {
     status: AtomicU32,
     needs_reset: AtomicU32,
-    line: EventFd,
+    line: Line,
 }
 
 impl Interrupts {
     fn raise(&self, cause: u32) {
         self.status.fetch_or(cause, Ordering::SeqCst);
-        // Fails only where the counter is full, and then the interrupt is pending already.
-        let _ = self.line.write(1);
+        self.line.raise();
     }
 }
 
@@ -138,17 +137,15 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers at `base`, with interrupt `gsi`.
+    /// Puts `device` behind registers at `base`, that interrupts by `line`.
     pub fn new(
         vm: &VmFd,
         memory: Memory,
         device: Box<dyn Device>,
         base: u64,
-        gsi: u32,
+        line: Line,
     ) -> Result<Self, MmioError> {
-        let transport = Self::detached(memory, device)?;
-        vm.register_irqfd(&transport.interrupts.line, gsi)
-            .map_err(MmioError::Notification)?;
+        let transport = Self::detached(memory, device, line)?;
         let notify = IoEventAddress::Mmio(base + register::QUEUE_NOTIFY);
         for (index, kick) in (0u32..).zip(&transport.kicks) {
             vm.register_ioevent(kick, &notify, index)
@@ -158,14 +155,14 @@ impl MmioTransport {
     }
 
     /// A transport that KVM does not know yet.
-    fn detached(memory: Memory, device: Box<dyn Device>) -> Result<Self, MmioError> {
+    fn detached(memory: Memory, device: Box<dyn Device>, line: Line) -> Result<Self, MmioError> {
         let eventfd = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let count = device.description().queue_sizes.len();
         let kicks: Result<Vec<_>, _> = (0..count).map(|_| eventfd()).collect();
         let interrupts = Interrupts {
             status: AtomicU32::new(0),
             needs_reset: AtomicU32::new(0),
-            line: eventfd().map_err(MmioError::EventFd)?,
+            line,
         };
         Ok(Self {
             state: Mutex::new(State {

@@ -157,7 +157,7 @@ pub struct Vm {
     serial_input: Option<SerialInput>,
     handle: Handle,
     // KVM knows the memory only by its address: it stays mapped for as long as there is a VM.
-    _fd: VmFd,
+    _fd: Arc<VmFd>,
     _memory: Memory,
 }
 
@@ -182,9 +182,9 @@ impl Vm {
             features.physical_address_bits(),
         )?;
         let entry = arch::load(&config, &memory)?;
-        let fd = kvm.create_vm().map_err(refused("create a VM"))?;
+        let fd = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
         memory::attach(&fd, &memory)?;
-        arch::create_interrupt_controller(&fd)?;
+        let interrupts = arch::create_interrupt_controller(&fd)?;
         let vcpus = arch::create_vcpus(&fd, &features, config.vcpus, &entry)?;
 
         let ending = Arc::new(Ending::new().map_err(Error::EventFd)?);
@@ -195,11 +195,12 @@ impl Vm {
         let Platform {
             i8042,
             serial_input,
-        } = arch::add_platform(&fd, &mut buses, config.serial, &ending)?;
+        } = arch::add_platform(&interrupts, &mut buses, config.serial, &ending)?;
         let mut transports = Vec::with_capacity(config.devices.len());
         for (slot, device) in config.devices.into_iter().enumerate() {
             let (base, gsi) = arch::mmio_slot(slot);
-            let transport = MmioTransport::new(&fd, memory.clone(), device, base, gsi)?;
+            let line = interrupts.line(gsi);
+            let transport = MmioTransport::new(&fd, memory.clone(), device, base, line)?;
             let transport = Arc::new(transport);
             buses
                 .mmio
@@ -280,8 +281,8 @@ fn open_kvm() -> Result<Kvm, Error> {
     }
     let needed = [
         (Cap::UserMemory, "user memory"),
-        (Cap::Irqchip, "an in-kernel interrupt controller"),
-        (Cap::Irqfd, "irqfd"),
+        (Cap::SplitIrqchip, "a split interrupt controller"),
+        (Cap::SignalMsi, "message-signalled interrupts"),
         (Cap::Ioeventfd, "ioeventfd"),
         (Cap::ImmediateExit, "immediate exit"),
     ];

@@ -4,9 +4,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vmm_sys_util::eventfd::EventFd;
-
 use crate::bus::BusDevice;
+use crate::interrupt::Line;
 use crate::vm::{Ending, Exit};
 
 const DATA_PORT: u64 = 0;
@@ -49,13 +48,13 @@ struct State {
 /// A keyboard controller at ports 0x60 to 0x64.
 pub struct I8042 {
     state: Mutex<State>,
-    interrupt: EventFd,
+    interrupt: Line,
     ending: Arc<Ending>,
 }
 
 impl I8042 {
     /// A controller that raises `interrupt` for the keyboard and resets through `ending`.
-    pub fn new(interrupt: EventFd, ending: Arc<Ending>) -> Self {
+    pub fn new(interrupt: Line, ending: Arc<Ending>) -> Self {
         let state = State {
             config: CONFIG_SYSTEM | CONFIG_KEYBOARD_INTERRUPT | CONFIG_AUX_DISABLED,
             ..State::default()
@@ -89,8 +88,7 @@ impl I8042 {
 
     fn announce(&self, state: &State) {
         if !state.output.is_empty() && state.config & CONFIG_KEYBOARD_INTERRUPT != 0 {
-            // Fails only where the counter is full, and then the interrupt is pending already.
-            let _ = self.interrupt.write(1);
+            self.interrupt.raise();
         }
     }
 
@@ -179,11 +177,12 @@ impl BusDevice for I8042 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interrupt::Counter;
 
-    fn controller() -> (I8042, Arc<Ending>, EventFd) {
-        let interrupt = EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
+    fn controller() -> (I8042, Arc<Ending>, Arc<Counter>) {
+        let interrupt = Arc::new(Counter::default());
         let ending = Arc::new(Ending::new().expect("eventfd"));
-        let device = I8042::new(interrupt.try_clone().expect("dup"), ending.clone());
+        let device = I8042::new(interrupt.clone(), ending.clone());
         (device, ending, interrupt)
     }
 
@@ -220,10 +219,10 @@ mod tests {
         let (device, _, interrupt) = controller();
         device.ctrl_alt_del();
         for byte in CTRL_ALT_DEL {
-            assert!(interrupt.read().is_ok());
+            assert_eq!(interrupt.take(), 1);
             assert_eq!(read(&device, DATA_PORT), byte);
         }
-        assert!(interrupt.read().is_err(), "no interrupt without a byte");
+        assert_eq!(interrupt.take(), 0, "no interrupt without a byte");
         device.write(COMMAND_PORT, &[0xad]);
         device.ctrl_alt_del();
         assert_eq!(read(&device, COMMAND_PORT) & STATUS_OUTPUT_FULL, 0);

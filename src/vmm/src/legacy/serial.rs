@@ -13,15 +13,17 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::interrupt::Line;
 
 /// Raises the port's interrupt.
-struct Interrupt(EventFd);
+struct Interrupt(Line);
 
 impl Trigger for Interrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        self.0.raise();
+        Ok(())
     }
 }
 
@@ -48,7 +50,7 @@ pub struct SerialPort {
 impl SerialPort {
     /// A port that raises `interrupt`, writes to `output` and signals `room` when its receive
     /// buffer has run empty.
-    pub fn new(interrupt: EventFd, room: EventFd, output: Box<dyn Write + Send>) -> Self {
+    pub fn new(interrupt: Line, room: EventFd, output: Box<dyn Write + Send>) -> Self {
         let uart = Serial::with_events(Interrupt(interrupt), RoomForInput(room), output);
         Self {
             uart: Mutex::new(uart),
@@ -193,6 +195,7 @@ impl MutEventSubscriber for SerialInput {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interrupt::Counter;
     use event_manager::{EventManager, SubscriberOps};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
@@ -204,7 +207,7 @@ mod tests {
     fn port() -> (Arc<SerialPort>, EventFd) {
         let room = eventfd();
         let port = SerialPort::new(
-            eventfd(),
+            Arc::new(Counter::default()),
             room.try_clone().expect("dup"),
             Box::new(io::sink()),
         );

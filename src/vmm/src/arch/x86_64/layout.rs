@@ -33,6 +33,7 @@ pub const HIGH_RAM: u64 = 0x10_0000;
 
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 pub const IO_APIC: u32 = 0xfec0_0000;
+pub const IO_APIC_WINDOW: u64 = 0x1000;
 /// Three pages that KVM needs on Intel CPUs, and a fourth for its identity map.
 pub const KVM_TSS: u64 = 0xfffb_d000;
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;

@@ -4,13 +4,14 @@
 
 mod acpi;
 mod cpuid;
+mod ioapic;
 mod layout;
 mod load;
 mod registers;
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_msi};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,7 +20,9 @@ use crate::legacy::{I8042, PvPanic, SerialInput, SerialPort, SleepRegisters};
 use crate::mmio::WINDOW;
 use crate::vcpu::Buses;
 use crate::vm::{Ending, Error, refused};
+use ioapic::MessageSink;
 
+pub use ioapic::IoApic;
 pub use layout::MEMORY_HOLE;
 pub use load::{BootError, Entry, load};
 
@@ -40,19 +43,32 @@ impl CpuFeatures {
     }
 }
 
-/// Creates the interrupt controllers: I/O APIC, local APICs and the legacy timer.
-pub fn create_interrupt_controller(vm: &VmFd) -> Result<(), Error> {
+/// Sends messages through KVM.
+struct Messages(Arc<VmFd>);
+
+impl MessageSink for Messages {
+    fn send(&self, message: kvm_msi) {
+        // Refused where the guest has programmed nonsense, or its local APIC is off.
+        if let Err(error) = self.0.signal_msi(message) {
+            tracing::debug!(%error, "an interrupt was lost");
+        }
+    }
+}
+
+/// Creates the interrupt controllers: the local APICs in KVM, the I/O APIC here.
+pub fn create_interrupt_controller(vm: &Arc<VmFd>) -> Result<Arc<IoApic>, Error> {
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(refused("place its identity map"))?;
     vm.set_tss_address(layout::KVM_TSS as usize)
         .map_err(refused("place its task state segment"))?;
-    vm.create_irq_chip()
-        .map_err(refused("create the interrupt controller"))?;
-    let pit = kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY, // port 0x61 reads sensibly, and nothing beeps
+    let mut split = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
         ..Default::default()
     };
-    vm.create_pit2(pit).map_err(refused("create the timer"))
+    split.args[0] = ioapic::PINS as u64;
+    vm.enable_cap(&split)
+        .map_err(refused("leave the I/O APIC to the monitor"))?;
+    Ok(Arc::new(IoApic::new(Box::new(Messages(vm.clone())))))
 }
 
 /// Creates `count` vCPUs; the first stands at `entry`, the others wait for their start-up
@@ -88,26 +104,28 @@ pub struct Platform {
 
 /// Puts the platform's devices on the buses.
 pub fn add_platform(
-    vm: &VmFd,
+    interrupts: &Arc<IoApic>,
     buses: &mut Buses,
     serial: Serial,
     ending: &Arc<Ending>,
 ) -> Result<Platform, Error> {
-    let interrupt = |gsi| {
-        let line = eventfd()?;
-        vm.register_irqfd(&line, gsi)
-            .map_err(refused("route an interrupt"))?;
-        Ok::<_, Error>(line)
-    };
     let room = eventfd()?;
     let port = Arc::new(SerialPort::new(
-        interrupt(layout::COM1_GSI)?,
+        interrupts.line(layout::COM1_GSI),
         room.try_clone().map_err(Error::EventFd)?,
         serial.output,
     ));
-    let i8042 = Arc::new(I8042::new(interrupt(layout::KEYBOARD_GSI)?, ending.clone()));
+    let i8042 = Arc::new(I8042::new(
+        interrupts.line(layout::KEYBOARD_GSI),
+        ending.clone(),
+    ));
     let sleep = Arc::new(SleepRegisters::new(ending.clone()));
     let panic = Arc::new(PvPanic::new(ending.clone()));
+    buses.mmio.insert(
+        layout::IO_APIC.into(),
+        layout::IO_APIC_WINDOW,
+        interrupts.clone(),
+    );
     let pio = &mut buses.pio;
     pio.insert(layout::I8042_PORTS.0, layout::I8042_PORTS.1, i8042.clone());
     pio.insert(layout::COM1_PORTS.0, layout::COM1_PORTS.1, port.clone());
