@@ -1,7 +1,8 @@
 //! What to do about the errors of the VM monitor, and the check that KVM is there at all.
 
 use std::fs::OpenOptions;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
 
 use onggi_vmm::Error;
 
@@ -16,8 +17,10 @@ const KVM: &str = "/dev/kvm";
 /// # Errors
 /// [`Error::OpenKvm`].
 pub fn check() -> Result<(), Error> {
-    match OpenOptions::new().read(true).write(true).open(KVM) {
-        Ok(_) => Ok(()),
+    let device = OpenOptions::new().read(true).write(true).open(KVM);
+    match device.and_then(|device| device.metadata()) {
+        Ok(metadata) if metadata.file_type().is_char_device() => Ok(()),
+        Ok(_) => Err(Error::OpenKvm(io::Error::other("it is no device"))),
         Err(error) => Err(Error::OpenKvm(error)),
     }
 }

@@ -237,15 +237,15 @@ fn reap(vms: &Path) {
     }
 }
 
-/// A new container's ID: twelve hexadecimal digits, like Docker's short ones.
+/// A new container's ID: twelve hexadecimal digits, like Docker's short ones. They are the random
+/// ones that a UUID begins with.
 ///
 /// # Errors
 /// When the kernel gives no random bytes.
 pub fn new_id() -> io::Result<String> {
-    use io::Read;
-    let mut bytes = [0; 6];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    let digits = uuid.chars().filter(char::is_ascii_hexdigit);
+    Ok(digits.take(12).collect())
 }
 
 #[cfg(test)]

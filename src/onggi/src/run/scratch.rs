@@ -44,26 +44,29 @@ pub fn path_of(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// Opens a new file that has no name, or loses it at once where the file system knows no other way.
+/// Opens a new file that has no name. Where the file system of `directory` has no such files (9p,
+/// older overlays), the one for temporary files may; else the file gets a name and loses it at once.
 fn nameless(directory: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
-    match options
-        .clone()
-        .custom_flags(libc::O_TMPFILE)
-        .open(directory)
-    {
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)
-            ) => {}
-        result => return result,
+    for place in [directory, &std::env::temp_dir()] {
+        match options.clone().custom_flags(libc::O_TMPFILE).open(place) {
+            Err(error) if not_known(&error) => {}
+            result => return result,
+        }
     }
     let path = directory.join(format!("{}.tmp", std::process::id()));
     let file = options.create_new(true).open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
+}
+
+/// What file systems and kernels say that don't know `O_TMPFILE` (open(2)).
+fn not_known(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)
+    )
 }
 
 /// Copies what is not a hole.
@@ -184,6 +187,14 @@ mod tests {
         assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
         assert_eq!(read(&to, 100 << 20, 6), "middle");
         assert_eq!(read(&to, (256 << 20) - 4, 4), "last");
+    }
+
+    /// /proc is a file system without such files.
+    #[test]
+    fn a_place_that_has_no_nameless_files() {
+        let file = nameless(Path::new("/proc")).unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        assert_eq!(read(&file, 0, 1), "x");
     }
 
     #[test]
