@@ -62,7 +62,7 @@ test_a_host_without_kvm() {
     : >"$T/no-kvm"
     run unshare --mount sh -c "mount --bind $T/no-kvm /dev/kvm && $ONGGI run $TINY true"
     expect_status 125
-    expect_err_has /dev/kvm
+    expect_err_has KVM
 }
 
 test_kernels_that_are_none() {
