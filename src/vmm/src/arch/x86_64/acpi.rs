@@ -201,7 +201,7 @@ fn virtio_device(sink: &mut Vec<u8>, slot: usize) {
     .to_aml_bytes(sink);
 }
 
-/// An interrupt that this device alone raises, by an edge: an irqfd makes a pulse.
+/// An interrupt that this device alone raises, by an edge: a message has no level.
 fn edge_interrupt(gsi: u32) -> Interrupt {
     let (consumer, edge, active_low, shared) = (true, true, false, false);
     Interrupt::new(consumer, edge, active_low, shared, gsi)
