@@ -71,6 +71,7 @@ fn wrong_flags() {
         "onggi: the name of an image is missing\nhint: see 'onggi run --help'\n"
     );
     assert!(failure_of(&["boot", "-k", "k", "-m", "0"]).contains("at least 1m of memory"));
+    assert!(failure_of(&["run", "-m", "32m", "image"]).contains("needs at least 48m of memory"));
     assert!(failure_of(&["boot", "-k", "k", "--cpus", "0"]).contains("1 to 32 whole vCPUs"));
 }
 
@@ -242,9 +243,14 @@ fn no_permission() {
     }
     let home = home_with_assets();
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // The tree may lie where nobody else may look.
+    // The tree may lie where nobody else may look. Not copied by this process: a child of another
+    // test could inherit the file while it is open for writing, and nobody could run it.
     let binary = home.path().join("onggi");
-    fs::copy(env!("CARGO_BIN_EXE_onggi"), &binary).unwrap();
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_onggi"))
+        .arg(&binary)
+        .status();
+    assert!(copied.unwrap().success());
     let mut command = Command::new(&binary);
     command
         .args(["boot", "--console", "none", "-k", "/bin/true"])

@@ -15,6 +15,7 @@ struct FakeGuest {
 }
 
 const ID: ProcessId = ProcessId(1);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl FakeGuest {
     fn new() -> (FakeGuest, Receiver<UnixStream>) {
@@ -145,7 +146,7 @@ fn a_command_from_start_to_end() {
     let (stdio, mut input, output, error) = stdio();
     input.write_all(b"onggi").unwrap();
     drop(input);
-    let agent = Agent::accept(incoming).unwrap();
+    let agent = Agent::accept(incoming, PATIENCE).unwrap();
     assert_eq!(agent.hello().kernel, "6.1");
     let running = agent.start(request(true, false)).unwrap();
     let status = running.wait(stdio).unwrap();
@@ -175,7 +176,7 @@ fn a_terminal_is_one_stream() {
 
     let (stdio, mut input, output, _error) = stdio();
     input.write_all(b"ls\r").unwrap();
-    let running = Agent::accept(incoming)
+    let running = Agent::accept(incoming, PATIENCE)
         .unwrap()
         .start(request(true, true))
         .unwrap();
@@ -208,7 +209,7 @@ fn a_closed_output_closes_the_stream() {
     });
     let (stdio, _input, output, _error) = stdio();
     drop(output);
-    let running = Agent::accept(incoming)
+    let running = Agent::accept(incoming, PATIENCE)
         .unwrap()
         .start(request(false, false))
         .unwrap();
@@ -219,7 +220,7 @@ fn a_closed_output_closes_the_stream() {
 fn failure_of(guest: impl FnOnce(FakeGuest) + Send + 'static) -> Error {
     let (fake, incoming) = FakeGuest::new();
     let guest = thread::spawn(move || guest(fake));
-    let result = Agent::accept(incoming)
+    let result = Agent::accept(incoming, PATIENCE)
         .and_then(|agent| agent.start(request(false, false)))
         .and_then(|running| running.wait(stdio().0));
     guest.join().unwrap();
@@ -260,6 +261,13 @@ fn a_guest_that_goes() {
         control.shutdown(Shutdown::Both).unwrap();
     });
     assert!(matches!(error, Error::Gone), "in the middle of a message");
+}
+
+#[test]
+fn a_guest_that_does_not_come() {
+    let (_guest, incoming) = FakeGuest::new();
+    let error = Agent::accept(incoming, Duration::from_millis(1)).unwrap_err();
+    assert!(matches!(error, Error::Silent(_)));
 }
 
 #[test]
@@ -312,7 +320,7 @@ fn streams_out_of_place_are_closed() {
         guest
     });
     let (stdio, _input, output, _error) = stdio();
-    let running = Agent::accept(incoming)
+    let running = Agent::accept(incoming, PATIENCE)
         .unwrap()
         .start(request(false, false))
         .unwrap();

@@ -9,9 +9,9 @@ mod streams;
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use onggi_protocol::{
     ExitStatus, FailureKind, FrameError, GuestMessage, Hello, HostMessage, Opening, ProcessId, Run,
@@ -28,6 +28,9 @@ pub enum Error {
     /// The guest is gone, or was never there.
     #[error("the guest has gone")]
     Gone,
+    /// It has not come.
+    #[error("the guest has not come up within {0} seconds")]
+    Silent(u64),
     /// The control connection can't be read or written.
     #[error("the guest can't be talked to")]
     Connection(#[source] FrameError),
@@ -87,13 +90,18 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Waits for the guest's first connection and greets it. `incoming` are the guest's
-    /// connections to [`onggi_protocol::PORT`]; it ends with the VM.
+    /// Waits for the guest's first connection, for as long as `patience`, and greets it. `incoming`
+    /// are the guest's connections to [`onggi_protocol::PORT`]; it ends with the VM.
     ///
     /// # Errors
-    /// [`Error::Gone`] when the VM ends before the guest has come.
-    pub fn accept(incoming: Receiver<UnixStream>) -> Result<Agent, Error> {
-        let mut control = incoming.recv().map_err(|_| Error::Gone)?;
+    /// [`Error::Gone`] when the VM ends before the guest has come, [`Error::Silent`] when it doesn't
+    /// come.
+    pub fn accept(incoming: Receiver<UnixStream>, patience: Duration) -> Result<Agent, Error> {
+        let mut control = match incoming.recv_timeout(patience) {
+            Ok(control) => control,
+            Err(RecvTimeoutError::Timeout) => return Err(Error::Silent(patience.as_secs())),
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Gone),
+        };
         let hello = match read_frame(&mut control) {
             Ok(Some(Opening::Hello(hello))) => hello,
             Ok(Some(Opening::Stream { .. })) => {
@@ -187,6 +195,7 @@ impl Running {
                     started = true;
                 }
                 GuestMessage::Exited { id, status } if id == self.id && started => {
+                    tracing::debug!(?status, "the command is over");
                     streams.drain();
                     return Ok(status);
                 }

@@ -39,6 +39,13 @@ const BACKLOG: usize = 16;
 /// How long the VM has to end, or the command's end to arrive, once the other is known.
 const AFTERMATH: Duration = Duration::from_secs(5);
 
+/// How long a guest may take to come up. Emulated hosts under load need half a minute; this is for
+/// kernels that hang.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+
+/// The least memory that our kernel starts with: with less it hangs before it can say a word.
+const MIN_MEMORY: u64 = 48 << 20;
+
 /// How many lines of the console of a guest that died are shown.
 const LAST_LINES: usize = 12;
 
@@ -47,6 +54,8 @@ const LAST_LINES: usize = 12;
 enum Error {
     #[error("the input device is not a TTY")]
     NoTerminal,
+    #[error("a container's VM needs at least {}m of memory", MIN_MEMORY >> 20)]
+    Memory,
     #[error("this host has no more threads or descriptors")]
     Host(#[source] io::Error),
     #[error("the image has {0} layers, more than a VM can have")]
@@ -56,7 +65,7 @@ enum Error {
         reason: String,
         console: Vec<String>,
     },
-    #[error("the VM can't be controlled any longer")]
+    #[error("the VM can't be controlled")]
     Lost {
         #[source]
         source: agent::Error,
@@ -98,6 +107,9 @@ enum Event {
 pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     if args.tty && args.interactive && terminal::input().is_none() {
         return Err(Error::NoTerminal.into());
+    }
+    if args.memory.0 < MIN_MEMORY {
+        return Err(Error::Memory.into());
     }
     let environment = Environment::read(&args.env_file, &args.env)?;
     let assets = Assets::find()?;
@@ -186,7 +198,7 @@ impl Session {
         })?;
         let (signals, events) = (self.signals, self.events);
         spawn("command", move || {
-            let result = Agent::accept(guest).and_then(|agent| {
+            let result = Agent::accept(guest, BOOT_LIMIT).and_then(|agent| {
                 tracing::debug!(hello = ?agent.hello(), "the guest is up");
                 let running = agent.start(request)?;
                 if raw {

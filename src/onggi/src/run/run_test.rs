@@ -77,7 +77,7 @@ fn a_guest_that_is_there_but_does_not_talk() {
     assert!(
         failure
             .to_string()
-            .starts_with("the VM can't be controlled any longer: the guest has gone")
+            .starts_with("the VM can't be controlled: the guest has gone")
     );
 }
 
