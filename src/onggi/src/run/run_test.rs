@@ -9,6 +9,7 @@ fn judge_of(events: Vec<Event>) -> Result<u8, Failure> {
     for event in events {
         sender.send(event).unwrap();
     }
+    drop(sender);
     let mut console = Tail::default();
     console.write_all(b"Kernel panic\r\n").unwrap();
     judge(&happened, &console)
