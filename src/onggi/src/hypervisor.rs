@@ -20,7 +20,9 @@ pub fn check() -> Result<(), Error> {
     let device = OpenOptions::new().read(true).write(true).open(KVM);
     match device.and_then(|device| device.metadata()) {
         Ok(metadata) if metadata.file_type().is_char_device() => Ok(()),
-        Ok(_) => Err(Error::OpenKvm(io::Error::other("it is not the device of KVM"))),
+        Ok(_) => Err(Error::OpenKvm(io::Error::other(
+            "it is not the device of KVM",
+        ))),
         Err(error) => Err(Error::OpenKvm(error)),
     }
 }
