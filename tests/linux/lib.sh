@@ -54,6 +54,7 @@ wrong() {
     printf 'line %s: expected %s, got %s\n' "$(caller_line)" "$1" "$2"
     printf -- '--- exit code %s; standard output:\n%s\n--- standard error:\n%s\n' \
         "${status:-?}" "${out:-}" "${err:-}"
+    [[ ! -s log ]] || printf -- '--- the end of the log:\n%s\n' "$(tail -n 20 log)"
     exit 1
 }
 
