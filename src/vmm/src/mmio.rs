@@ -1,7 +1,7 @@
 //! The virtio-mmio transport, version 2 (VIRTIO 1.2 §4.2).
 //!
-//! A driver's notification is an ioeventfd and never comes here. What does come here is set-up, and reading and acknowledging the interrupt status, which takes no
-//! lock.
+//! A driver's notification is an ioeventfd and never comes here. What does come here is set-up, and
+//! reading and acknowledging the interrupt status, which takes no lock.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
