@@ -4,9 +4,16 @@ use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::disk::{DiskError, SECTOR};
 use crate::sys;
+
+/// How long to wait for a lock: after a `kill -9` the kernel takes down a process's rings, and with
+/// them the files that they know, some time after the process has gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What a disk may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,10 +95,20 @@ fn check_type(path: &Path, file_type: FileType) -> Result<(), DiskError> {
 }
 
 fn lock(path: &Path, file: &File, access: Access) -> Result<(), DiskError> {
-    let result = match access {
-        Access::ReadOnly => file.try_lock_shared(),
-        Access::ReadWrite => file.try_lock(),
-    };
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let result = match access {
+            Access::ReadOnly => file.try_lock_shared(),
+            Access::ReadWrite => file.try_lock(),
+        };
+        match result {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(LOCK_INTERVAL),
+            result => return locked(path, result),
+        }
+    }
+}
+
+fn locked(path: &Path, result: Result<(), TryLockError>) -> Result<(), DiskError> {
     match result {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(DiskError::InUse(path.to_owned())),

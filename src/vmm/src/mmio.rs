@@ -1,8 +1,9 @@
 //! The virtio-mmio transport, version 2 (VIRTIO 1.2 §4.2).
 //!
-//! A driver's notification is an ioeventfd and never comes here. What does come here is set-up, and
-//! reading and acknowledging the interrupt status, which takes no lock.
+//! The notifications of a running queue are an ioeventfd and never come here. What does come here is
+//! set-up, and reading and acknowledging the interrupt status, which takes no lock.
 
+use std::mem::replace;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -73,9 +74,6 @@ pub enum MmioError {
     /// The host is out of descriptors.
     #[error("no event descriptor for a virtio device")]
     EventFd(#[source] std::io::Error),
-    /// KVM refused an ioeventfd.
-    #[error("KVM refused the notifications of a virtio device")]
-    Notification(#[source] kvm_ioctls::Error),
 }
 
 /// The side of a transport that devices see.
@@ -107,6 +105,30 @@ impl Notifier for Interrupts {
     }
 }
 
+/// Where KVM is to look for notifications, so that they don't end in an exit.
+struct Doorbell {
+    vm: Arc<VmFd>,
+    address: IoEventAddress,
+}
+
+impl Doorbell {
+    /// Makes writes of `index` signal `kick`.
+    ///
+    /// Not before a queue starts: closing a VM waits for the grace period of its last registration,
+    /// most of the life of a very short one.
+    fn register(&self, kick: &EventFd, index: u16) {
+        let registered = self
+            .vm
+            .register_ioevent(kick, &self.address, u32::from(index));
+        if let Err(error) = registered {
+            tracing::warn!(
+                index,
+                "KVM takes no notifications, each will be an exit: {error}"
+            );
+        }
+    }
+}
+
 /// What the driver has said of one queue.
 #[derive(Default)]
 struct QueueSetup {
@@ -125,6 +147,8 @@ struct State {
     driver_features: u64,
     queue_sel: u32,
     queues: Vec<QueueSetup>,
+    /// For each queue whether KVM knows its kick. That outlasts a reset.
+    registered: Vec<bool>,
     config_generation: u32,
 }
 
@@ -133,28 +157,27 @@ pub struct MmioTransport {
     state: Mutex<State>,
     interrupts: Arc<Interrupts>,
     kicks: Vec<EventFd>,
+    doorbell: Option<Doorbell>,
     memory: Memory,
 }
 
 impl MmioTransport {
     /// Puts `device` behind registers at `base`, that interrupts by `line`.
     pub fn new(
-        vm: &VmFd,
+        vm: Arc<VmFd>,
         memory: Memory,
         device: Box<dyn Device>,
         base: u64,
         line: Line,
     ) -> Result<Self, MmioError> {
-        let transport = Self::detached(memory, device, line)?;
-        let notify = IoEventAddress::Mmio(base + register::QUEUE_NOTIFY);
-        for (index, kick) in (0u32..).zip(&transport.kicks) {
-            vm.register_ioevent(kick, &notify, index)
-                .map_err(MmioError::Notification)?;
-        }
-        Ok(transport)
+        let address = IoEventAddress::Mmio(base + register::QUEUE_NOTIFY);
+        Ok(Self {
+            doorbell: Some(Doorbell { vm, address }),
+            ..Self::detached(memory, device, line)?
+        })
     }
 
-    /// A transport that KVM does not know yet.
+    /// A transport that KVM does not know.
     fn detached(memory: Memory, device: Box<dyn Device>, line: Line) -> Result<Self, MmioError> {
         let eventfd = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let count = device.description().queue_sizes.len();
@@ -167,6 +190,7 @@ impl MmioTransport {
         Ok(Self {
             state: Mutex::new(State {
                 queues: (0..count).map(|_| QueueSetup::default()).collect(),
+                registered: vec![false; count],
                 device,
                 status: 0,
                 device_features_sel: 0,
@@ -177,6 +201,7 @@ impl MmioTransport {
             }),
             interrupts: Arc::new(interrupts),
             kicks: kicks.map_err(MmioError::EventFd)?,
+            doorbell: None,
             memory,
         })
     }
@@ -228,7 +253,7 @@ impl MmioTransport {
                 return;
             }
             register::QUEUE_NOTIFY => {
-                // KVM takes these by itself; this is for a guest that writes in an odd way.
+                // KVM takes those of a running queue by itself, unless they are written in an odd way.
                 if let Some(kick) = self.kicks.get(value as usize) {
                     let _ = kick.write(1);
                 }
@@ -270,10 +295,15 @@ impl MmioTransport {
 
     fn start_queues(&self, state: &mut State) {
         for (index, kick) in (0u16..).zip(&self.kicks) {
-            let queue = &state.queues[usize::from(index)];
-            if !queue.ready {
+            if !state.queues[usize::from(index)].ready {
                 continue;
             }
+            if let Some(doorbell) = &self.doorbell
+                && !replace(&mut state.registered[usize::from(index)], true)
+            {
+                doorbell.register(kick, index);
+            }
+            let queue = &state.queues[usize::from(index)];
             let layout = QueueLayout {
                 size: queue.size,
                 descriptor_table: GuestAddress(queue.descriptor_table),

@@ -200,7 +200,7 @@ impl Vm {
         for (slot, device) in config.devices.into_iter().enumerate() {
             let (base, gsi) = arch::mmio_slot(slot);
             let line = interrupts.line(gsi);
-            let transport = MmioTransport::new(&fd, memory.clone(), device, base, line)?;
+            let transport = MmioTransport::new(fd.clone(), memory.clone(), device, base, line)?;
             let transport = Arc::new(transport);
             buses
                 .mmio
