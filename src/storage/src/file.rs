@@ -12,7 +12,7 @@ use crate::sys;
 
 /// How long to wait for a lock: after a `kill -9` the kernel takes down a process's rings, and with
 /// them the files that they know, some time after the process has gone.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What a disk may be used for.
