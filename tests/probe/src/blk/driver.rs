@@ -14,7 +14,7 @@ pub const SLOTS: u16 = 32;
 pub const SLOT_DESCRIPTORS: u16 = 8;
 const HEADER: u64 = 16;
 /// What the driver puts where the device is to write a status.
-const NO_STATUS: u8 = 0xee;
+pub const NO_STATUS: u8 = 0xee;
 
 /// Request types (§5.2.6).
 pub mod kind {

@@ -1,5 +1,6 @@
 //! A virtio-blk driver (VIRTIO 1.2 §5.2) and the probes that use it.
 
+mod bench;
 mod driver;
 mod probes;
 

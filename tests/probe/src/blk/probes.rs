@@ -1,6 +1,7 @@
 //! Probes of block devices. Options: `from=` first sector, `sectors=` how many, `seed=` of the
 //! pattern.
 
+use super::bench;
 use super::driver::{Blk, DISCARD, FLUSH, READ_ONLY, SLOTS, WRITE_ZEROES, kind, outcome};
 use crate::cpu;
 use crate::failure::{Result, ensure, failure};
@@ -50,6 +51,9 @@ impl Span {
 
 /// Runs the probe `blk-NAME`.
 pub fn run(name: &str, machine: &Machine) -> Result<()> {
+    if name == "bench" {
+        return bench::run(machine);
+    }
     machine.free_all();
     let mut blk = Blk::open(machine)?;
     match name {
@@ -64,7 +68,6 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
         "depth" => depth(machine, &mut blk),
         "interrupts" => interrupts(machine, &mut blk),
         "error" => io_error(machine, &mut blk),
-        "speed" => speed(machine, &mut blk),
         _ => Err(failure("there is no such probe of block devices", 0, 0)),
     }
 }
@@ -399,52 +402,4 @@ fn io_error(machine: &Machine, blk: &mut Blk) -> Result<()> {
         span.from,
         &[writable(buffer, SECTOR)],
     )
-}
-
-/// Random 4 KiB reads for a second or so at depths 1, 8 and 32; no verdict, only numbers.
-fn speed(machine: &Machine, blk: &mut Blk) -> Result<()> {
-    const REQUESTS: u64 = 20_000;
-    let buffers = machine.allocate(u64::from(SLOTS) * 4096, 4096)?;
-    let mut random = 1u64;
-    for depth in [1u16, 8, 32] {
-        let (start, kicks) = (cpu::ticks(), blk.queue.kicks);
-        let mut submitted = 0;
-        let mut submit = |blk: &mut Blk, slot: u16| {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            let sector = (random >> 33) % (blk.capacity / 8) * 8;
-            blk.submit(
-                slot,
-                kind::IN,
-                sector,
-                &[writable(buffers + u64::from(slot) * 4096, 4096)],
-            )
-        };
-        for slot in 0..depth {
-            submit(blk, slot)?;
-            submitted += 1;
-        }
-        blk.queue.kick();
-        for _ in 0..REQUESTS {
-            let (slot, status, _) = blk.finish()?;
-            ensure(
-                status == outcome::OK,
-                "a read failed (status)",
-                status.into(),
-                0,
-            )?;
-            if submitted < REQUESTS {
-                submit(blk, slot)?;
-                submitted += 1;
-                blk.queue.kick();
-            }
-        }
-        let ticks = cpu::ticks() - start;
-        say!(
-            "blk-speed: depth={depth} requests={REQUESTS} ticks={ticks} kicks={}",
-            blk.queue.kicks - kicks
-        );
-    }
-    Ok(())
 }
