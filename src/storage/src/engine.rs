@@ -140,6 +140,11 @@ impl<T> Engine<T> {
         self.slab.len() + self.finished.len()
     }
 
+    /// Whether there is a finished request to take.
+    pub fn has_completed(&self) -> bool {
+        !self.finished.is_empty()
+    }
+
     /// Takes a finished request.
     pub fn completed(&mut self) -> Option<Completion<T>> {
         self.finished.pop_front()

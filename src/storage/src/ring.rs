@@ -89,8 +89,14 @@ impl Ring {
         }
     }
 
-    /// Begins what was queued, without waiting for anything.
+    /// Begins what was queued, without waiting for anything, and lets the kernel finish what is
+    /// ready to be. No system call where there is neither.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
+        let queue = self.uring.submission();
+        if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            return Ok(());
+        }
+        drop(queue);
         self.enter(0)
     }
 
@@ -178,7 +184,11 @@ fn build(depth: u32) -> io::Result<IoUring> {
     let mut cooperative = plain.clone();
     cooperative.setup_coop_taskrun();
     let mut deferred = plain.clone();
-    deferred.setup_single_issuer().setup_defer_taskrun();
+    // The flag tells, without a system call, that completions wait for one.
+    deferred
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag();
     for builder in [deferred, cooperative] {
         match builder.build(entries) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}

@@ -185,6 +185,20 @@ impl Queue {
         }
     }
 
+    /// Whether there is something to pop, without asking the driver for kicks.
+    pub fn has_more(&mut self) -> bool {
+        if self.broken {
+            return false;
+        }
+        match self.rings.avail_idx(&*self.snapshot, Ordering::Acquire) {
+            Ok(index) => index.0 != self.rings.next_avail(),
+            Err(error) => {
+                self.fail(&Broken::Ring(error));
+                false
+            }
+        }
+    }
+
     /// How far the queue has come.
     pub fn state(&self) -> QueueState {
         QueueState {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -68,6 +69,43 @@ impl Worker {
             tracing::debug!("a worker was not kicked: {error}");
         }
         self.thread.join().ok().flatten()
+    }
+}
+
+/// How long a worker looks for more work before it goes to sleep.
+///
+/// Going to sleep costs the driver an exit for its next kick, and the wait for a thread to wake up;
+/// looking costs a processor. So a worker that was woken right after it went to sleep looks longer
+/// the next time, and one that looked in vain looks shorter: a busy queue is polled, an idle one
+/// never is.
+#[derive(Debug, Default)]
+pub(crate) struct Polling {
+    window: Duration,
+}
+
+impl Polling {
+    /// What a sleep is at least worth: about an exit and a wake-up.
+    const LONGEST: Duration = Duration::from_micros(64);
+    const SHORTEST: Duration = Duration::from_micros(8);
+
+    /// How long to look now; `None` for not at all.
+    pub(crate) fn window(&self) -> Option<Duration> {
+        (!self.window.is_zero()).then_some(self.window)
+    }
+
+    /// The worker was asleep for that long.
+    pub(crate) fn woken_after(&mut self, asleep: Duration) {
+        if asleep <= Self::LONGEST {
+            self.window = (self.window * 2).clamp(Self::SHORTEST, Self::LONGEST);
+        }
+    }
+
+    /// The window passed, and nothing came.
+    pub(crate) fn in_vain(&mut self) {
+        self.window /= 2;
+        if self.window < Self::SHORTEST {
+            self.window = Duration::ZERO;
+        }
     }
 }
 

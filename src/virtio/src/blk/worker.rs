@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use onggi_storage::{Completion, Disk, Engine, EngineError};
 use vmm_sys_util::eventfd::EventFd;
@@ -10,12 +11,13 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::blk::request::{Parsed, Pending, Rules, Status, parse};
 use crate::device::QueueState;
 use crate::queue::Queue;
-use crate::worker::Stop;
+use crate::worker::{Polling, Stop};
 
 pub(crate) struct Server {
     queue: Queue,
     engine: Engine<Pending>,
     rules: Rules,
+    polling: Polling,
     failures: u64,
 }
 
@@ -32,6 +34,7 @@ impl Server {
             queue,
             engine,
             rules,
+            polling: Polling::default(),
             failures: 0,
         })
     }
@@ -53,13 +56,19 @@ impl Server {
     fn run(&mut self, stop: &Stop) -> io::Result<()> {
         while !stop.requested() {
             self.take_in();
+            self.engine.flush()?;
             self.give_back();
             self.queue.notify();
-            if self.queue.arm() {
-                self.engine.flush()?;
-            } else {
-                self.engine.wait()?;
+            if self.poll(stop)? {
+                continue;
             }
+            // What a kick that was seen until now has told of is seen here; the next one ends the wait.
+            if self.queue.arm() || stop.requested() {
+                continue;
+            }
+            let asleep = Instant::now();
+            self.engine.wait()?;
+            self.polling.woken_after(asleep.elapsed());
             self.give_back();
         }
         while self.engine.in_flight() > 0 {
@@ -67,6 +76,32 @@ impl Server {
             self.give_back();
         }
         Ok(())
+    }
+
+    /// Looks for new requests and for finished ones a while, if that has been worth it lately.
+    /// Says whether there are any.
+    fn poll(&mut self, stop: &Stop) -> io::Result<bool> {
+        let Some(window) = self.polling.window() else {
+            return Ok(false);
+        };
+        let begin = Instant::now();
+        loop {
+            if self.queue.has_more() || stop.requested() {
+                return Ok(true);
+            }
+            if self.engine.in_flight() > 0 {
+                self.engine.flush()?;
+                if self.engine.has_completed() {
+                    self.give_back();
+                    return Ok(true);
+                }
+            }
+            if begin.elapsed() >= window {
+                self.polling.in_vain();
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
     }
 
     fn take_in(&mut self) {
