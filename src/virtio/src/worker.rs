@@ -133,3 +133,7 @@ impl Kick {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "worker_test.rs"]
+mod tests;
