@@ -31,6 +31,12 @@ impl Digest {
         Self(sha2::Sha256::digest(content).into())
     }
 
+    /// The ChainID of a layer with this ChainID and a layer on top of it (OCI image-spec, config.md,
+    /// "Layer ChainID"). That of the lowest layer is its diff id.
+    pub fn chain(&self, diff_id: &Self) -> Self {
+        Self::of(format!("{self} {diff_id}").as_bytes())
+    }
+
     /// The 64 hexadecimal digits without the algorithm.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -174,6 +180,18 @@ mod tests {
         ));
         let multibyte = format!("sha256:{}", "é".repeat(32));
         assert!(matches!(parse(&multibyte), ParseDigestError::Hex(_)));
+    }
+
+    #[test]
+    fn a_chain_is_the_digest_of_two_digests() {
+        // From sha256sum, by the rule of the specification.
+        let [two, three] = [
+            "sha256:51c0c8ace48498d6f5fee6b0592cc06f2da0f3cbe09c5a34a97dce85c3889676",
+            "sha256:2fce7f8ce91bcf0a1428b36e1024639fdbd9469eea762dba98aa749631885106",
+        ];
+        let [a, b, c] = [b"a", b"b", b"c"].map(|content| Digest::of(content));
+        assert_eq!(a.chain(&b).to_string(), two);
+        assert_eq!(a.chain(&b).chain(&c).to_string(), three);
     }
 
     #[test]
