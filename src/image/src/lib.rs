@@ -2,9 +2,9 @@
 //! their layers into read-only block images.
 //!
 //! A [`Reference`] names an image in a registry, an OCI layout or an archive. [`Store::pull`] fetches
-//! it, verifies every digest, and writes each layer as an EROFS file system, once per diff id.
+//! it, verifies every digest, and writes its layers as EROFS file systems, each once.
 //! [`Store::find`] gives what a virtual machine needs of an image that is there: its configuration
-//! and the paths of its layers. Nothing here knows of virtual machines.
+//! and the paths of its disks. Nothing here knows of virtual machines.
 //!
 //! The store's layout and its promises are described in [`store`], the file system in [`erofs`], and
 //! how a layer's tar is read in [`layer`].
@@ -25,4 +25,4 @@ pub use platform::Platform;
 pub use progress::{Event, Progress};
 pub use reference::{ParseReferenceError, Reference};
 pub use source::SourceError;
-pub use store::{Image, ImageSummary, LayerImage, PullOptions, Removed, Store};
+pub use store::{DiskImage, Image, ImageSummary, PullOptions, Removed, Store};

@@ -2,7 +2,8 @@
 
 use crate::{Digest, Reference};
 
-/// One step of a pull. Events of several layers interleave; a layer is named by its diff id.
+/// One step of a pull. Events of several layers interleave; a layer is named by its diff id. Where
+/// layers have to be merged, that is like one more layer, which is named by their ChainID.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Event<'a> {

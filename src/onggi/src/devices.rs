@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use onggi_image::LayerImage;
+use onggi_image::DiskImage;
 use onggi_storage::{Access, Disk, DiskError, Partition};
 use onggi_virtio::blk::{Block, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
@@ -73,7 +73,7 @@ type Devices = Vec<Box<dyn Device>>;
 /// See [`Error`].
 pub fn for_container(
     guest: &Path,
-    layers: &[LayerImage],
+    layers: &[DiskImage],
     scratch: &Path,
     connector: impl Connector + 'static,
 ) -> Result<Devices, Error> {

@@ -11,8 +11,12 @@ pub(super) const DIRENT_SIZE: usize = 12;
 /// The block address of a hole.
 pub(super) const HOLE: u32 = u32::MAX;
 
-const SUPERBLOCK_OFFSET: usize = 1024;
+pub(super) const SUPERBLOCK_OFFSET: usize = 1024;
+/// Bytes of the superblock.
+pub(super) const SUPERBLOCK_SIZE: usize = 128;
 const MAGIC: u32 = 0xe0f5_e1e2;
+/// Where in the superblock the file system's name is.
+const LABEL: usize = 64;
 const BLOCK_BITS: u8 = BLOCK_SIZE.trailing_zeros() as u8;
 /// The superblock has a checksum.
 const COMPAT_CHECKSUM: u32 = 1;
@@ -38,6 +42,7 @@ pub(super) struct Superblock {
     pub(super) blocks: u32,
     pub(super) meta_block: u32,
     pub(super) uuid: [u8; 16],
+    pub(super) label: [u8; 16],
 }
 
 impl Superblock {
@@ -57,11 +62,21 @@ impl Superblock {
         put(superblock, 36, &self.blocks.to_le_bytes());
         put(superblock, 40, &self.meta_block.to_le_bytes());
         put(superblock, 48, &self.uuid);
+        put(superblock, LABEL, &self.label);
         put(superblock, 80, &INCOMPAT_CHUNKED.to_le_bytes());
         let checksum = crc32c::checksum(superblock);
         put(superblock, 4, &checksum.to_le_bytes());
         block
     }
+}
+
+/// The name of the file system that `superblock` is of; None where it is none.
+pub(super) fn label_of(superblock: &[u8; SUPERBLOCK_SIZE]) -> Option<[u8; 16]> {
+    let mut label = [0; 16];
+    label.copy_from_slice(&superblock[LABEL..LABEL + 16]);
+    superblock
+        .starts_with(&MAGIC.to_le_bytes())
+        .then_some(label)
 }
 
 /// An extended inode (`struct erofs_inode_extended`).

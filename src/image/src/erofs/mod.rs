@@ -23,7 +23,7 @@ mod layout;
 mod tree;
 mod xattr;
 
-use std::io::{self, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 
 pub use data::FileWriter;
 use data::Output;
@@ -94,11 +94,16 @@ impl<W: Write + Seek> Writer<W> {
     }
 
     /// Writes the tree and the superblock, and gives back the output and its length, a multiple of
-    /// [`BLOCK_SIZE`]. `uuid` names the file system.
+    /// [`BLOCK_SIZE`]. `uuid` and `label` name the file system.
     ///
     /// # Errors
     /// Where `output` can't be written or the file system grows too large.
-    pub fn finish(mut self, tree: &Tree, uuid: [u8; 16]) -> Result<(W, u64), WriteError> {
+    pub fn finish(
+        mut self,
+        tree: &Tree,
+        uuid: [u8; 16],
+        label: [u8; 16],
+    ) -> Result<(W, u64), WriteError> {
         let layout = layout::Layout::new(tree, self.output.block()?)?;
         layout.write(tree, &mut self.output)?;
         let blocks = self.output.block()?;
@@ -108,11 +113,29 @@ impl<W: Write + Seek> Writer<W> {
             blocks,
             meta_block: layout.meta_block(),
             uuid,
+            label,
         };
         let mut output = self.output.into_inner()?;
         output.seek(io::SeekFrom::Start(0))?;
         output.write_all(&superblock.encode())?;
         Ok((output, u64::from(blocks) * BLOCK_SIZE))
+    }
+}
+
+/// Reads the label of the file system in `image`, which is at its start; None where there is none.
+///
+/// # Errors
+/// Where `image` can't be read.
+pub fn read_label(image: &mut impl Read) -> io::Result<Option<[u8; 16]>> {
+    let mut before = [0; format::SUPERBLOCK_OFFSET];
+    let mut superblock = [0; format::SUPERBLOCK_SIZE];
+    let read = image
+        .read_exact(&mut before)
+        .and_then(|()| image.read_exact(&mut superblock));
+    match read {
+        Ok(()) => Ok(format::label_of(&superblock)),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

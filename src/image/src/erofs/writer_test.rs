@@ -4,6 +4,8 @@ use std::process::Command;
 use super::test_reader::{Node, read};
 use super::*;
 
+const LABEL: &[u8; 16] = b"a label, 16 long";
+
 fn attributes(mode: u16) -> Attributes {
     Attributes {
         mode,
@@ -63,7 +65,8 @@ impl Fixture {
     }
 
     fn finish(self) -> Vec<u8> {
-        let (output, length) = self.writer.finish(&self.tree, [7; 16]).unwrap();
+        let written = self.writer.finish(&self.tree, [7; 16], *LABEL);
+        let (output, length) = written.unwrap();
         let image = output.into_inner();
         assert_eq!(image.len() as u64, length);
         fsck(&image);
@@ -102,6 +105,14 @@ fn fsck(image: &[u8]) {
 
 fn noise(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i * 31 + i / 251) as u8 | 1).collect()
+}
+
+#[test]
+fn the_label_can_be_read_back() {
+    let image = Fixture::new().finish();
+    assert_eq!(read_label(&mut &image[..]).unwrap(), Some(*LABEL));
+    assert_eq!(read_label(&mut &image[..1100]).unwrap(), None);
+    assert_eq!(read_label(&mut &[0; 4096][..]).unwrap(), None);
 }
 
 #[test]
@@ -235,7 +246,10 @@ fn a_huge_file_of_holes_has_large_chunks() {
         ],
     );
     let mut output = tempfile::tempfile().unwrap();
-    let (cursor, length) = fixture.writer.finish(&fixture.tree, [0; 16]).unwrap();
+    let (cursor, length) = fixture
+        .writer
+        .finish(&fixture.tree, [0; 16], [0; 16])
+        .unwrap();
     // One chunk of 16 MiB, mostly a hole on the host as well, and a map of 256 KiB.
     assert!(length < 17 << 20);
     std::io::Write::write_all(&mut output, cursor.get_ref()).unwrap();
@@ -344,7 +358,10 @@ fn attributes_that_do_not_fit_are_refused() {
         let name = format!("user.{number}").into_bytes();
         xattrs.insert(name.into(), vec![1; MAX_XATTR_VALUE].into());
     }
-    let error = fixture.writer.finish(&fixture.tree, [0; 16]).unwrap_err();
+    let error = fixture
+        .writer
+        .finish(&fixture.tree, [0; 16], [0; 16])
+        .unwrap_err();
     assert!(matches!(error, WriteError::Xattrs(_)));
     for name in [
         "user.",

@@ -51,6 +51,9 @@ pub enum LayerError {
         #[source]
         source: EntryError,
     },
+    /// A layer with such links is the lowest of its image.
+    #[error("it has hard links to files of lower layers, and there is none below it")]
+    NoLowerLayer,
     /// The names, links and attributes would take too much memory.
     #[error("its entries need more than {} MiB of metadata", .0 >> 20)]
     TooMuchMetadata(u64),
@@ -87,8 +90,8 @@ pub enum EntryError {
     /// `/` as a file.
     #[error("the root can only be a directory")]
     Root,
-    /// The target of a hard link is not in the same layer.
-    #[error("it is a hard link to '{0}', which is not in the same layer")]
+    /// The target of a hard link is neither in the same layer nor in a lower one.
+    #[error("it is a hard link to '{0}', which is not in the image before it")]
     NoTarget(String),
     /// Directories have no hard links.
     #[error("it is a hard link to '{0}', which is a directory")]

@@ -13,8 +13,10 @@ fn convert_tar(tar: &[u8]) -> Result<Vec<u8>, LayerError> {
 }
 
 fn convert_blob(blob: &[u8], tar: &[u8]) -> Result<Vec<u8>, LayerError> {
-    let image = Cursor::new(Vec::new());
-    convert(blob, &Digest::of(tar), image).map(|(image, _)| image.into_inner())
+    let mut conversion = Conversion::new(Cursor::new(Vec::new()))?;
+    conversion.add(blob, &Digest::of(tar))?;
+    let (image, _) = conversion.finish(&Digest::of(tar))?;
+    Ok(image.into_inner())
 }
 
 fn gzip(data: &[u8]) -> Vec<u8> {

@@ -1,18 +1,23 @@
-//! Builds a layer's tree from its entries, as an overlay file system wants it (OCI image-spec,
-//! layer.md; Linux Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
+//! Builds a tree from layers' entries (OCI image-spec, layer.md): from those of one layer, as an
+//! overlay file system wants it (Linux Documentation/filesystems/overlayfs.rst, "whiteouts and
+//! opaque directories"), or from those of several layers, one after another, as a container sees
+//! them.
 //!
 //! Nothing is written to a real file system, so a path can't lead anywhere but into this tree.
-//! Symbolic links on the way to an entry are followed inside the layer alone, as Docker's unpacking
-//! in a chroot does; where one climbs beyond the root, the layer is refused. Directories that are
-//! not in the tar but on the way are made with mode 0755 and owner root, as Docker makes them.
+//! Symbolic links on the way to an entry are followed inside the tree, as Docker's unpacking in a
+//! chroot does; where one climbs beyond the root, the layer is refused. Directories that are nowhere
+//! but on the way are made with mode 0755 and owner root, as Docker makes them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{EntryError, printable};
+use super::leaning::Leaning;
+use super::merged::Merged;
+use super::path::{Walk, clean};
 use super::sparse::Map;
 use super::tar::{Entry, Kind};
 use crate::erofs::{
-    self, Attributes, Content, Device, FileData, Inode, InodeId, MAX_NAME, MAX_SYMLINK, Tree,
+    self, Attributes, Content, Device, FileData, Inode, InodeId, MAX_SYMLINK, Tree,
 };
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -21,17 +26,22 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
 const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
-/// `PATH_MAX` of Linux less the terminator.
-const MAX_PATH: usize = 4095;
-/// As many symbolic links as Linux follows.
-const MAX_LINKS: u32 = 40;
 /// Memory of an entry beside its names and attributes, roughly.
 const ENTRY_COST: u64 = 256;
 
-/// A layer's tree while its entries come.
+/// A tree while its entries come.
 pub(super) struct Builder {
     tree: Tree,
+    /// The last inode that was made.
+    newest: InodeId,
+    /// Where several layers are merged; the three that follow are for one that is not.
+    merged: Option<Merged>,
     hidden: BTreeMap<InodeId, Hidden>,
+    /// Directories that the layer has had no entry for. They count even if something else took their
+    /// place: what was put into them may be at another place of a lower layer.
+    implied: BTreeSet<InodeId>,
+    /// A hard link leads to nothing in the layer.
+    lacks_target: bool,
     cost: u64,
 }
 
@@ -66,11 +76,31 @@ impl FilePlace {
 }
 
 impl Builder {
+    /// For one layer.
     pub(super) fn new() -> Self {
         Self {
             tree: Tree::new(implied_directory()),
+            newest: Tree::ROOT,
+            merged: None,
             hidden: BTreeMap::new(),
+            implied: BTreeSet::new(),
+            lacks_target: false,
             cost: 0,
+        }
+    }
+
+    /// For several layers, lowest first, each of which begins with [`Builder::next_layer`].
+    pub(super) fn merging() -> Self {
+        Self {
+            merged: Some(Merged::new(Tree::ROOT)),
+            ..Self::new()
+        }
+    }
+
+    /// What has come so far is of lower layers.
+    pub(super) fn next_layer(&mut self) {
+        if let Some(merged) = &mut self.merged {
+            *merged = Merged::new(self.newest);
         }
     }
 
@@ -105,13 +135,13 @@ impl Builder {
                 }));
             }
             Kind::HardLink(target) => {
-                let id = self.link_target(&target)?;
-                self.insert(parent, name, id);
+                self.add_link(parent, name, &target)?;
                 return Ok(Place::Done);
             }
             Kind::Directory => {
                 if let Some(id) = self.child_directory(parent, name) {
                     self.tree.get_mut(id).attributes = attributes;
+                    self.mention(id);
                     return Ok(Place::Done);
                 }
                 Content::Directory(BTreeMap::new())
@@ -140,8 +170,14 @@ impl Builder {
         Ok(())
     }
 
-    /// The tree with whiteouts and opaque directories in overlayfs's form.
-    pub(super) fn finish(mut self) -> Result<Tree, EntryError> {
+    /// The tree, a single layer's with whiteouts and opaque directories in overlayfs's form; and what
+    /// it needs of lower layers.
+    pub(super) fn finish(mut self) -> Result<(Tree, Leaning), EntryError> {
+        let leaning = match (self.lacks_target, self.implied.is_empty()) {
+            (true, _) => Leaning::Links,
+            (false, false) => Leaning::Directories,
+            (false, true) => Leaning::Nothing,
+        };
         let mut whiteout = None;
         // A directory's id is above its parent's, so that the parent's whiteout of it comes first.
         for (directory, hidden) in std::mem::take(&mut self.hidden) {
@@ -166,7 +202,7 @@ impl Builder {
                 }
             }
         }
-        Ok(self.tree)
+        Ok((self.tree, leaning))
     }
 
     fn add_root(&mut self, entry: Entry) -> Result<Place, EntryError> {
@@ -179,11 +215,26 @@ impl Builder {
         Ok(Place::Done)
     }
 
-    /// Records that `name` in lower layers' `directory` is hidden, or everything in it.
+    /// The layer has an entry for a directory that is in the tree.
+    fn mention(&mut self, directory: InodeId) {
+        self.implied.remove(&directory);
+        if let Some(merged) = &mut self.merged {
+            merged.mention(directory);
+        }
+    }
+
+    /// Hides `name` in lower layers' `directory`, or everything in it.
     fn hide(&mut self, directory: InodeId, name: &[u8]) -> Result<(), EntryError> {
         let everything = OPAQUE.strip_prefix(WHITEOUT) == Some(name);
         if matches!(name, b"" | b"." | b"..") {
             return Err(EntryError::Name);
+        }
+        if let Some(merged) = &mut self.merged {
+            match everything {
+                true => merged.hide_all(&mut self.tree, directory),
+                false => merged.hide(&mut self.tree, directory, name),
+            }
+            return Ok(());
         }
         self.cost += ENTRY_COST + name.len() as u64;
         let hidden = self.hidden.entry(directory).or_default();
@@ -208,63 +259,54 @@ impl Builder {
         xattrs.insert(OPAQUE_XATTR.into(), b"y".as_slice().into());
     }
 
-    /// Follows `path` to a directory, and makes those that are missing.
+    /// Follows `path` to a directory in which the layer has something, and makes those that are
+    /// missing on the way.
     fn directory(&mut self, path: &[Box<[u8]>]) -> Result<InodeId, EntryError> {
-        let mut above = vec![Tree::ROOT];
-        let mut todo: VecDeque<Box<[u8]>> = path.iter().cloned().collect();
-        let mut links = 0;
-        let mut via: Option<Box<[u8]>> = None;
-        while let Some(name) = todo.pop_front() {
-            if name.len() > MAX_NAME {
-                return Err(EntryError::PathTooLong);
+        let mut walk = Walk::new(path);
+        while let Some(missing) = walk.advance(&self.tree)? {
+            let content = Content::Directory(BTreeMap::new());
+            let id = self.insert_new(walk.here(), &missing, implied_directory(), content)?;
+            if self.merged.is_none() {
+                self.implied.insert(id);
             }
-            let here = above.last().copied().unwrap_or(Tree::ROOT);
-            if name.as_ref() == b".." {
-                if above.len() < 2 {
-                    let link = printable(via.as_deref().unwrap_or_default());
-                    return Err(EntryError::LinkClimbsOut(link));
-                }
-                above.pop();
-                continue;
-            }
-            let Some(id) = self.child(here, &name) else {
-                let attributes = implied_directory();
-                let content = Content::Directory(BTreeMap::new());
-                above.push(self.insert_new(here, &name, attributes, content)?);
-                continue;
-            };
-            match &self.tree.get(id).content {
-                Content::Directory(_) => above.push(id),
-                Content::Symlink(target) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(EntryError::TooManyLinks);
-                    }
-                    if target.starts_with(b"/") {
-                        above.truncate(1);
-                    }
-                    for component in split(target).rev() {
-                        todo.push_front(component.into());
-                    }
-                    via = Some(name);
-                }
-                _ => return Err(EntryError::NotADirectory(printable(&name))),
-            }
+            walk.enter(id);
         }
-        Ok(above.last().copied().unwrap_or(Tree::ROOT))
+        if let Some(merged) = &mut self.merged {
+            merged.pass(walk.line());
+        }
+        Ok(walk.here())
     }
 
-    /// The inode that a hard link leads to; its directories are followed, but not the last link.
-    fn link_target(&mut self, target: &[u8]) -> Result<InodeId, EntryError> {
-        let missing = || EntryError::NoTarget(printable(target));
+    /// The inode that a hard link leads to, if it is in the tree; its directories are followed, but
+    /// not the last link.
+    fn link_target(&self, target: &[u8]) -> Result<Option<InodeId>, EntryError> {
         let components = clean(target)?;
-        let (name, parents) = components.split_last().ok_or_else(missing)?;
-        let parent = self.directory(parents)?;
-        let id = self.child(parent, name).ok_or_else(missing)?;
-        match self.tree.get(id).content {
-            Content::Directory(_) => Err(EntryError::LinkToDirectory(printable(target))),
+        let Some((name, parents)) = components.split_last() else {
+            return Err(EntryError::LinkToDirectory(printable(target)));
+        };
+        let mut walk = Walk::new(parents);
+        if walk.advance(&self.tree)?.is_some() {
+            return Ok(None);
+        }
+        let id = self.child(walk.here(), name);
+        match id.map(|id| &self.tree.get(id).content) {
+            Some(Content::Directory(_)) => Err(EntryError::LinkToDirectory(printable(target))),
             _ => Ok(id),
         }
+    }
+
+    fn add_link(&mut self, parent: InodeId, name: &[u8], target: &[u8]) -> Result<(), EntryError> {
+        match (self.link_target(target)?, &mut self.merged) {
+            (Some(id), merged) => {
+                if let Some(merged) = merged {
+                    merged.link(parent, name, id);
+                }
+                self.insert(parent, name, id);
+            }
+            (None, Some(_)) => return Err(EntryError::NoTarget(printable(target))),
+            (None, None) => self.lacks_target = true,
+        }
+        Ok(())
     }
 
     fn child(&self, directory: InodeId, name: &[u8]) -> Option<InodeId> {
@@ -305,7 +347,8 @@ impl Builder {
             attributes,
             content,
         };
-        self.tree.add(inode).ok_or(EntryError::TooMany)
+        self.newest = self.tree.add(inode).ok_or(EntryError::TooMany)?;
+        Ok(self.newest)
     }
 
     /// Counts attributes, and drops those that have no place in the image: of other systems, and
@@ -324,8 +367,8 @@ impl Builder {
     }
 }
 
-/// Of a directory that the tar does not mention.
-fn implied_directory() -> Attributes {
+/// Of a directory that no tar mentions.
+pub(super) fn implied_directory() -> Attributes {
     Attributes {
         mode: 0o755,
         ..Attributes::default()
@@ -334,34 +377,6 @@ fn implied_directory() -> Attributes {
 
 fn whiteout_content() -> Content {
     Content::CharDevice(Device { major: 0, minor: 0 })
-}
-
-/// The components of an entry's path. Absolute paths start at the layer's root; `..` takes back
-/// the component before it, as Docker's lexical cleaning does, and may not climb out of the root.
-fn clean(path: &[u8]) -> Result<Vec<Box<[u8]>>, EntryError> {
-    if path.len() > MAX_PATH {
-        return Err(EntryError::PathTooLong);
-    }
-    if path.is_empty() || path.contains(&0) {
-        return Err(EntryError::Name);
-    }
-    let mut components: Vec<Box<[u8]>> = Vec::new();
-    for component in split(path) {
-        if component == b".." {
-            components.pop().ok_or(EntryError::ClimbsOut)?;
-        } else if component.len() > MAX_NAME {
-            return Err(EntryError::PathTooLong);
-        } else {
-            components.push(component.into());
-        }
-    }
-    Ok(components)
-}
-
-/// The components of a path without empty ones and `.`.
-fn split(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/')
-        .filter(|component| !matches!(*component, b"" | b"."))
 }
 
 #[cfg(test)]

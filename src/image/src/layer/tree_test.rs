@@ -4,6 +4,10 @@ use super::super::test_tar::TestTar;
 use super::*;
 
 fn build(tar: TestTar) -> Result<Tree, LayerError> {
+    Ok(build_leaning(tar)?.0)
+}
+
+fn build_leaning(tar: TestTar) -> Result<(Tree, Leaning), LayerError> {
     let tar = tar.finish();
     let mut reader = TarReader::new(std::io::BufReader::new(&tar[..]));
     let mut writer = erofs::Writer::new(std::io::Cursor::new(Vec::new())).unwrap();
@@ -163,12 +167,15 @@ fn hard_links_share_an_inode() {
 }
 
 #[test]
-fn hard_links_need_a_target_in_the_layer() {
-    let missing = TestTar::new().hard_link("l", "usr/bin/tool");
-    assert_eq!(
-        refused(missing).1,
-        EntryError::NoTarget("usr/bin/tool".into())
-    );
+fn hard_links_to_nothing_or_to_directories_are_not_made() {
+    let missing = TestTar::new()
+        .hard_link("l", "usr/bin/tool")
+        .hard_link("m", "l");
+    let (tree, leaning) = build_leaning(missing).unwrap();
+    assert_eq!(listing(&tree), [] as [&str; 0]);
+    assert_eq!(leaning, Leaning::Links);
+    let root = TestTar::new().hard_link("l", "/");
+    assert_eq!(refused(root).1, EntryError::LinkToDirectory("/".into()));
     let directory = TestTar::new().directory("d").hard_link("l", "d");
     assert_eq!(
         refused(directory).1,
@@ -279,4 +286,31 @@ fn foreign_attributes_are_left_out() {
     let id = tree.entries(Tree::ROOT).unwrap()[&b"f"[..]];
     let names: Vec<_> = tree.get(id).attributes.xattrs.keys().cloned().collect();
     assert_eq!(names, [Box::from(&b"user.kept"[..])]);
+}
+
+#[test]
+fn a_layer_leans_on_others_by_directories_that_it_never_mentions() {
+    let leaning = |tar| build_leaning(tar).unwrap().1;
+    let own = TestTar::new()
+        .file("top", b"")
+        .file("a/late/f", b"")
+        .directory("a/late")
+        .directory("a")
+        .directory("b")
+        .symlink("b/link", "../a")
+        .file("b/link/g", b"")
+        .file(".wh.gone", b"");
+    assert_eq!(leaning(own), Leaning::Nothing);
+    let leaning_tars = [
+        TestTar::new().directory("a/b"),
+        TestTar::new().directory("a").file("a/b/f", b""),
+        TestTar::new().file("a/.wh.f", b""),
+        TestTar::new().file("a/.wh..wh..opq", b""),
+        TestTar::new().symlink("l", "a").file("l/f", b""),
+        // What came into it may be elsewhere, where a lower layer has a symbolic link.
+        TestTar::new().file("a/f", b"").file("a", b""),
+    ];
+    for tar in leaning_tars {
+        assert_eq!(leaning(tar), Leaning::Directories);
+    }
 }

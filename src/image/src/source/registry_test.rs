@@ -141,7 +141,7 @@ fn images_of_a_real_registry() {
     let name = registry.name("some/tool:v1");
     let image = pull(&fixture.store, &name).unwrap();
     assert_eq!(
-        (image.id, image.layers.len(), image.name.as_str()),
+        (image.id, image.disks.len(), image.name.as_str()),
         (id, 5, name.as_str())
     );
 
@@ -160,7 +160,7 @@ fn images_of_a_real_registry() {
         &["--format", "v2s2"],
     );
     let docker = pull(&fixture.store, &registry.name("docker/tool:v2s2")).unwrap();
-    assert_eq!(docker.layers, image.layers);
+    assert_eq!(docker.disks, image.disks);
 
     check_index(&mut fixture, &registry);
     check_moved_tag(&mut fixture, &registry);
@@ -181,7 +181,7 @@ fn images_of_a_real_registry() {
         "{error}"
     );
     let found = fixture.store.find(&name.parse().unwrap()).unwrap().unwrap();
-    assert_eq!(found.layers, image.layers);
+    assert_eq!(found.disks, image.disks);
 }
 
 fn check_index(fixture: &mut Fixture, registry: &RealRegistry) {

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use super::super::lock::Lock;
 use super::super::test_fixture::{Events, Fixture, chain};
-use super::super::{LAYER, Store, files};
+use super::super::{DISK, Image, Store, files};
 use crate::layer::test_tar::TestTar;
 use crate::source::test_image::{Packed, layer};
 use crate::{Digest, PullOptions};
@@ -14,9 +14,9 @@ fn a_layer_in_use_can_be_read_after_its_removal() {
     let mut fixture = Fixture::new();
     fixture.layout.image("v1", &[layer("a", "x")], Packed::Gzip);
     let image = fixture.pull("v1").unwrap();
-    let open = std::fs::File::open(&image.layers[0].path).unwrap();
+    let open = std::fs::File::open(&image.disks[0].path).unwrap();
     fixture.store.remove(&image.name, false).unwrap();
-    assert!(!image.layers[0].path.exists());
+    assert!(!image.disks[0].path.exists());
     let mut magic = [0; 4];
     open.read_exact_at(&mut magic, 1024).unwrap();
     assert_eq!(magic, 0xe0f5_e1e2_u32.to_le_bytes());
@@ -28,7 +28,7 @@ fn unfinished_files_of_the_dead_are_reaped_and_those_of_the_living_are_not() {
     let store = &fixture.store;
     let (dead, alive) = (Digest::of(b"dead"), Digest::of(b"alive"));
     let unfinished = |digest| {
-        let mut path = store.layer(digest).into_os_string();
+        let mut path = store.disk(digest).into_os_string();
         path.push(files::UNFINISHED);
         PathBuf::from(path)
     };
@@ -36,7 +36,7 @@ fn unfinished_files_of_the_dead_are_reaped_and_those_of_the_living_are_not() {
         std::fs::write(unfinished(digest), b"half a layer").unwrap();
     }
     std::fs::write(store.root.join("state.json.tmp"), b"{").unwrap();
-    let lock = store.try_lock_layer(&alive).unwrap().unwrap();
+    let lock = store.try_lock_disk(&alive).unwrap().unwrap();
     Store::open(&store.root).unwrap();
     assert!(!unfinished(&dead).exists() && unfinished(&alive).exists());
     assert!(!store.root.join("state.json.tmp").exists());
@@ -50,16 +50,16 @@ fn a_pull_that_counts_on_a_layer_keeps_it() {
     let mut fixture = Fixture::new();
     fixture.layout.image("v1", &[layer("a", "x")], Packed::Gzip);
     let image = fixture.pull("v1").unwrap();
-    let lock_path = fixture.store.layer_lock(&image.layers[0].diff_id);
+    let lock_path = fixture.store.disk_lock(&image.disks[0].id);
     let lock = Lock::shared(&lock_path).unwrap();
     fixture.store.remove(&image.name, false).unwrap();
-    assert!(image.layers[0].path.exists());
+    assert!(image.disks[0].path.exists());
     drop(lock);
     // The next removal finds it.
     fixture.layout.image("v2", &[layer("a", "y")], Packed::Gzip);
     let other = fixture.pull("v2").unwrap();
     fixture.store.remove(&other.name, false).unwrap();
-    assert_eq!(fixture.layer_names(), [] as [&str; 0]);
+    assert_eq!(fixture.disk_names(), [] as [&str; 0]);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn many_threads_pull_at_once() {
                 let image = store
                     .pull(&reference, &PullOptions::default(), &started)
                     .unwrap();
-                assert_eq!(image.layers.len(), 6);
+                assert_eq!(image.disks.len(), 6);
             });
         }
     });
@@ -101,7 +101,7 @@ fn pulls_and_removals_at_once_leave_whole_images() {
             scope.spawn(move || {
                 for _ in 0..30 {
                     let image = fixture.pull(tag).unwrap();
-                    assert!(!image.layers.is_empty());
+                    assert!(!image.disks.is_empty());
                     fixture.store.remove(&image.name, false).unwrap();
                 }
             });
@@ -143,31 +143,56 @@ fn pull_in_process(fixture: &Fixture, tag: &str) -> std::process::Child {
         .unwrap()
 }
 
-#[test]
-fn a_killed_process_leaves_a_store_that_works() {
-    let mut fixture = Fixture::new();
-    let big: Vec<u8> = (0..64_u32 << 20).map(|i| (i ^ i >> 8) as u8 | 1).collect();
-    let tar = TestTar::new().file("big", &big).finish();
-    fixture
-        .layout
-        .image("v1", &[tar, layer("a", "x")], Packed::Zstd);
+/// Kills a pull while a disk is being made for which `wanted` holds.
+fn kill_pull(fixture: &Fixture, tag: &str, wanted: impl Fn(&str) -> bool) {
     let unfinished = || files::names(&fixture.store.layers(), files::UNFINISHED).unwrap();
-    let mut child = pull_in_process(&fixture, "v1");
-    while unfinished().is_empty() && child.try_wait().unwrap().is_none() {
+    let mut child = pull_in_process(fixture, tag);
+    while !unfinished().iter().any(|name| wanted(name)) && child.try_wait().unwrap().is_none() {
         std::thread::yield_now();
     }
     child.kill().unwrap();
     child.wait().unwrap();
     let store = Store::open(&fixture.store.root).unwrap();
     assert_eq!(unfinished(), [] as [&str; 0]);
-    assert!(store.find(&fixture.reference("v1")).unwrap().is_none());
-    // And several processes at once get it whole.
-    let children: Vec<_> = (0..3).map(|_| pull_in_process(&fixture, "v1")).collect();
+    assert!(store.find(&fixture.reference(tag)).unwrap().is_none());
+}
+
+/// Has several processes pull at once, and gives what they got.
+fn pull_in_processes(fixture: &Fixture, tag: &str) -> Image {
+    let children: Vec<_> = (0..3).map(|_| pull_in_process(fixture, tag)).collect();
     for mut child in children {
         assert!(child.wait().unwrap().success());
     }
-    let image = store.find(&fixture.reference("v1")).unwrap().unwrap();
-    assert!(image.layers[0].size > 64 << 20);
+    let image = fixture.store.find(&fixture.reference(tag)).unwrap();
+    image.unwrap()
+}
+
+fn big_layer() -> Vec<u8> {
+    let big: Vec<u8> = (0..64_u32 << 20).map(|i| (i ^ i >> 8) as u8 | 1).collect();
+    TestTar::new().file("big", &big).finish()
+}
+
+#[test]
+fn a_killed_process_leaves_a_store_that_works() {
+    let mut fixture = Fixture::new();
+    fixture
+        .layout
+        .image("v1", &[big_layer(), layer("a", "x")], Packed::Zstd);
+    kill_pull(&fixture, "v1", |_| true);
+    let image = pull_in_processes(&fixture, "v1");
+    assert!(image.disks[0].size > 64 << 20);
+}
+
+#[test]
+fn a_process_that_is_killed_in_a_merge_leaves_a_store_that_works() {
+    let mut fixture = Fixture::new();
+    let tars = [big_layer(), layer("d/f", "leans")];
+    fixture.layout.image("v1", &tars, Packed::Zstd);
+    let merged = Digest::of(&tars[0]).chain(&Digest::of(&tars[1]));
+    kill_pull(&fixture, "v1", |name| name.starts_with(&merged.hex()));
+    let image = pull_in_processes(&fixture, "v1");
+    assert_eq!(image.disks[0].id, merged);
+    assert_eq!(fixture.disk_names(), [merged.hex()]);
 }
 
 /// Not a test of its own: what [`a_full_disk_is_one_clear_error`] runs.
@@ -181,7 +206,7 @@ fn pull_to_a_full_disk() {
     let pulled = store.pull(&reference.parse().unwrap(), &PullOptions::default(), &());
     println!("RESULT {}", chain(&pulled.unwrap_err()));
     let unfinished = files::names(&store.layers(), files::UNFINISHED).unwrap();
-    let layers = files::names(&store.layers(), LAYER).unwrap();
+    let layers = files::names(&store.layers(), DISK).unwrap();
     println!("LEFT {}", unfinished.len() + layers.len());
 }
 

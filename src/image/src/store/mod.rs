@@ -4,8 +4,9 @@
 //! lock                      held while the state or a blob is changed
 //! state.json                images and names; one file, replaced as a whole
 //! blobs/sha256/HEX          configurations and manifests
-//! layers/sha256/HEX.erofs   layers as file systems, by diff id
-//! layers/sha256/HEX.lock    held exclusively by who makes or removes the layer, shared by a pull
+//! layers/sha256/HEX.erofs   disks: layers as file systems, by diff id, and several layers merged
+//!                           into one, by ChainID
+//! layers/sha256/HEX.lock    held exclusively by who makes or removes the disk, shared by a pull
 //!                           that counts on it and has not yet entered its image into the state
 //! *.tmp                     unfinished files
 //! ```
@@ -15,11 +16,12 @@
 //! push its layers elsewhere they have to be fetched again, or be mounted from the registry that has
 //! them.
 //!
-//! A layer is made once, however many pulls want it at the same time. What is not finished has
+//! A disk is made once, however many pulls want it at the same time. What is not finished has
 //! another name, and goes when the process that made it is gone. Nothing is entered into the state
 //! before it is on disk, and nothing removed from disk before it is out of the state.
 
 mod files;
+mod gather;
 mod lock;
 mod pull;
 mod remove;
@@ -39,8 +41,8 @@ use crate::{Digest, Error, Reference, Result, source};
 use lock::Lock;
 use state::State;
 
-/// The extension of layers' file systems.
-const LAYER: &str = ".erofs";
+/// The extension of disks.
+const DISK: &str = ".erofs";
 
 /// The images on this machine.
 #[derive(Debug, Clone)]
@@ -57,15 +59,16 @@ pub struct Image {
     pub name: String,
     /// What to run in it, and how.
     pub config: ImageConfiguration,
-    /// The layers, lowest first. One that occurs twice in the image is here twice.
-    pub layers: Vec<LayerImage>,
+    /// What its root is stacked from, lowest first: a disk for each layer, except that the lowest ones
+    /// may be merged into one. A layer that occurs twice in the image is here twice.
+    pub disks: Vec<DiskImage>,
 }
 
-/// A layer as a read-only EROFS file system.
+/// A layer, or several merged into one, as a read-only EROFS file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerImage {
-    /// The digest of the layer's uncompressed tar.
-    pub diff_id: Digest,
+pub struct DiskImage {
+    /// The layer's diff id, the digest of its uncompressed tar; of merged layers their ChainID.
+    pub id: Digest,
     /// The file system.
     pub path: PathBuf,
     /// Its size in bytes, a multiple of 4096.
@@ -81,7 +84,7 @@ pub struct ImageSummary {
     pub names: Vec<String>,
     /// When it was made, as its configuration says (RFC 3339).
     pub created: Option<String>,
-    /// Bytes of its layers' file systems. Images can share layers.
+    /// Bytes of its disks. Images can share them.
     pub size: u64,
 }
 
@@ -146,7 +149,7 @@ impl Store {
         let state = self.state()?;
         let mut images = Vec::new();
         for id in state.images.keys() {
-            // An image that is being removed just now, or that lost a layer, is none.
+            // An image that is being removed just now, or that lost a disk, is none.
             let Some(image) = self.load(&state, id, "")? else {
                 continue;
             };
@@ -154,7 +157,7 @@ impl Store {
                 id: *id,
                 names: state.names_of(id),
                 created: image.config.created().clone(),
-                size: image.layers.iter().map(|layer| layer.size).sum(),
+                size: image.disks.iter().map(|disk| disk.size).sum(),
             });
         }
         // Those without a name come last.
@@ -181,12 +184,12 @@ impl Store {
             path,
             source: Box::new(source),
         })?;
-        let mut layers = Vec::new();
-        for diff_id in &record.layers {
-            let path = self.layer(diff_id);
+        let mut disks = Vec::new();
+        for disk in record.disks() {
+            let path = self.disk(disk);
             match std::fs::metadata(&path) {
-                Ok(metadata) => layers.push(LayerImage {
-                    diff_id: *diff_id,
+                Ok(metadata) => disks.push(DiskImage {
+                    id: *disk,
                     path,
                     size: metadata.len(),
                 }),
@@ -198,19 +201,19 @@ impl Store {
             id: *id,
             name: name.to_owned(),
             config,
-            layers,
+            disks,
         }))
     }
 
     /// Removes unfinished files that nobody is at work on.
     fn reap(&self) -> Result<()> {
         let layers = self.layers();
-        let suffix = format!("{LAYER}{}", files::UNFINISHED);
+        let suffix = format!("{DISK}{}", files::UNFINISHED);
         for hex in files::names(&layers, &suffix)? {
-            let Ok(diff_id) = Digest::from_hex(&hex) else {
+            let Ok(id) = Digest::from_hex(&hex) else {
                 continue;
             };
-            if let Some(_lock) = self.try_lock_layer(&diff_id)? {
+            if let Some(_lock) = self.try_lock_disk(&id)? {
                 files::remove(&layers.join(hex + &suffix))?;
             }
         }
@@ -236,8 +239,8 @@ impl Store {
         Lock::exclusive(&path).map_err(Error::io("lock", &path))
     }
 
-    fn try_lock_layer(&self, diff_id: &Digest) -> Result<Option<Lock>> {
-        let path = self.layer_lock(diff_id);
+    fn try_lock_disk(&self, id: &Digest) -> Result<Option<Lock>> {
+        let path = self.disk_lock(id);
         Lock::try_exclusive(&path).map_err(Error::io("lock", &path))
     }
 
@@ -261,12 +264,12 @@ impl Store {
         self.root.join("layers/sha256")
     }
 
-    fn layer(&self, diff_id: &Digest) -> PathBuf {
-        self.layers().join(format!("{}{LAYER}", diff_id.hex()))
+    fn disk(&self, id: &Digest) -> PathBuf {
+        self.layers().join(format!("{}{DISK}", id.hex()))
     }
 
-    fn layer_lock(&self, diff_id: &Digest) -> PathBuf {
-        self.layers().join(format!("{}.lock", diff_id.hex()))
+    fn disk_lock(&self, id: &Digest) -> PathBuf {
+        self.layers().join(format!("{}.lock", id.hex()))
     }
 }
 

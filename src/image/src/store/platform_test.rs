@@ -66,7 +66,7 @@ fn an_index_is_searched_for_this_platform() {
         .layout
         .index("all", &[foreign.clone(), newer, attestation.clone(), ours]);
     let image = fixture.pull("all").unwrap();
-    assert_eq!(image.layers[0].diff_id, Digest::of(&layer("a", "ours")));
+    assert_eq!(image.disks[0].id, Digest::of(&layer("a", "ours")));
     fixture.layout.index("foreign", &[foreign, attestation]);
     let message = chain(&fixture.pull("foreign").unwrap_err());
     assert!(message.ends_with("it is for linux/riscv64/v8"), "{message}");

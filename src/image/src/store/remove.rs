@@ -1,7 +1,7 @@
 //! Taking names and images out of the store.
 
 use super::state::State;
-use super::{LAYER, Store, files};
+use super::{DISK, Store, files};
 use crate::{Digest, Error, Reference, Result};
 
 /// What a removal did.
@@ -19,7 +19,7 @@ impl Store {
     /// Takes the name from an image, and deletes the image with its last name. An id, or the start of
     /// one, stands for an image's only name; with `force`, for all its names.
     ///
-    /// A virtual machine that runs from the image goes on: it has the layers open.
+    /// A virtual machine that runs from the image goes on: it has the disks open.
     ///
     /// # Errors
     /// Where there is no such image, or not only one.
@@ -57,17 +57,17 @@ impl Store {
         Ok(removed)
     }
 
-    /// Removes layers and blobs that no image has any more. Those that a pull is counting on stay:
+    /// Removes disks and blobs that no image has any more. Those that a pull is counting on stay:
     /// it holds their locks. Only for the holder of the store's lock, with the state as it is on
     /// disk.
     pub(super) fn sweep(&self, state: &State) -> Result<u64> {
         let mut freed = 0;
-        let layers = state.layers();
-        for name in files::names(&self.layers(), LAYER)? {
-            if let Ok(diff_id) = Digest::from_hex(&name)
-                && !layers.contains(&diff_id)
+        let disks = state.disks();
+        for name in files::names(&self.layers(), DISK)? {
+            if let Ok(id) = Digest::from_hex(&name)
+                && !disks.contains(&id)
             {
-                freed += self.remove_layer(&diff_id)?;
+                freed += self.remove_disk(&id)?;
             }
         }
         let blobs = state.blobs();
@@ -81,22 +81,22 @@ impl Store {
         Ok(freed)
     }
 
-    fn remove_layer(&self, diff_id: &Digest) -> Result<u64> {
-        let Some(lock) = self.try_lock_layer(diff_id)? else {
+    fn remove_disk(&self, id: &Digest) -> Result<u64> {
+        let Some(lock) = self.try_lock_disk(id)? else {
             return Ok(0);
         };
-        let freed = files::remove(&self.layer(diff_id))?;
+        let freed = files::remove(&self.disk(id))?;
         lock.remove()
-            .map_err(Error::io("remove", &self.layer_lock(diff_id)))?;
+            .map_err(Error::io("remove", &self.disk_lock(id)))?;
         Ok(freed)
     }
 
-    /// Removes layers that a failed pull has made, unless an image or another pull has them by now.
-    pub(super) fn discard(&self, diff_ids: &[Digest]) -> Result<()> {
+    /// Removes disks that a pull has no use for, unless an image or another pull has one.
+    pub(super) fn discard(&self, ids: &[Digest]) -> Result<()> {
         let _lock = self.lock()?;
-        let layers = self.state()?.layers();
-        for diff_id in diff_ids.iter().filter(|diff_id| !layers.contains(*diff_id)) {
-            self.remove_layer(diff_id)?;
+        let disks = self.state()?.disks();
+        for id in ids.iter().filter(|id| !disks.contains(*id)) {
+            self.remove_disk(id)?;
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ fn names_and_images_are_removed() {
     );
     assert!(removed.freed > 0);
     // The shared layer stays for the other image, whose last name takes it along.
-    assert_eq!(fixture.layer_names().len(), 2);
+    assert_eq!(fixture.disk_names().len(), 2);
     let removed = store.remove(&names[1], false).unwrap();
     assert_eq!(removed.deleted.len(), 1);
     assert_eq!(fixture.files(), ["state.json"]);

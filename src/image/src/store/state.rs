@@ -28,7 +28,10 @@ pub(super) struct ImageRecord {
     /// The manifest's digest; an archive of Docker's has none.
     pub(super) manifest: Option<Digest>,
     /// The layers' diff ids, lowest first.
-    pub(super) layers: Vec<Digest>,
+    layers: Vec<Digest>,
+    /// The disks, lowest first, where they are not the layers. Versions that merged none wrote none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<Digest>,
 }
 
 /// A name of an image.
@@ -38,6 +41,26 @@ pub(super) struct NameRecord {
     /// Of a local source, when it was read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) stamp: Option<String>,
+}
+
+impl ImageRecord {
+    pub(super) fn new(manifest: Option<Digest>, layers: Vec<Digest>, disks: Vec<Digest>) -> Self {
+        let disks = if disks == layers { Vec::new() } else { disks };
+        Self {
+            manifest,
+            layers,
+            disks,
+        }
+    }
+
+    /// The disks that the image is on, lowest first: layers by their diff ids, and merged ones by
+    /// their ChainID.
+    pub(super) fn disks(&self) -> &[Digest] {
+        match self.disks.as_slice() {
+            [] => &self.layers,
+            disks => disks,
+        }
+    }
 }
 
 impl Default for State {
@@ -110,11 +133,11 @@ impl State {
         }
     }
 
-    /// Every layer of any image.
-    pub(super) fn layers(&self) -> BTreeSet<Digest> {
+    /// Every disk of any image.
+    pub(super) fn disks(&self) -> BTreeSet<Digest> {
         self.images
             .values()
-            .flat_map(|image| &image.layers)
+            .flat_map(ImageRecord::disks)
             .copied()
             .collect()
     }

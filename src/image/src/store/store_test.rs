@@ -36,18 +36,18 @@ fn an_image_comes_into_the_store_with_what_is_in_it() {
                 .unwrap()[0],
             "/bin/true"
         );
-        let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        let diff_ids: Vec<Digest> = image.disks.iter().map(|disk| disk.id).collect();
         assert_eq!(diff_ids, tars.clone().map(|tar| Digest::of(&tar)));
-        assert_eq!(fixture.layer_names().len(), 2);
-        let bytes = std::fs::read(&image.layers[1].path).unwrap();
-        assert_eq!(bytes.len() as u64, image.layers[1].size);
+        assert_eq!(fixture.disk_names().len(), 2);
+        let bytes = std::fs::read(&image.disks[1].path).unwrap();
+        assert_eq!(bytes.len() as u64, image.disks[1].size);
         assert_eq!(test_reader::read(&bytes)[&b"b"[..]].data, b"second");
         let found = fixture
             .store
             .find(&fixture.reference("v1"))
             .unwrap()
             .unwrap();
-        assert_eq!(found.layers, image.layers);
+        assert_eq!(found.disks, image.disks);
         let list = fixture.store.list().unwrap();
         assert_eq!(list.len(), 1);
         assert_eq!((list[0].id, list[0].names.len()), (id, 1));
@@ -103,7 +103,7 @@ fn a_changed_source_is_another_image() {
     assert_ne!(before.id, after.id);
     // What the source held before is not kept.
     assert_eq!(fixture.store.list().unwrap().len(), 1);
-    assert_eq!(fixture.layer_names().len(), 1);
+    assert_eq!(fixture.disk_names().len(), 1);
     // And one that is gone is in the store still.
     std::fs::remove_dir_all(&fixture.layout.path).unwrap();
     let kept = fixture
@@ -129,7 +129,7 @@ fn archives_of_both_kinds() {
             let reference = fixture.file(transport, &packed.pack(&archive));
             let options = PullOptions::default();
             let image = fixture.store.pull(&reference, &options, &()).unwrap();
-            assert_eq!((image.id, image.layers.len()), (id, 3));
+            assert_eq!((image.id, image.disks.len()), (id, 3));
             assert!(fixture.store.find(&reference).unwrap().is_some());
         }
         let named = format!("{}:name", fixture.file(transport, &archive));
@@ -353,7 +353,7 @@ fn a_lost_layer_is_fetched_again() {
     let mut fixture = Fixture::new();
     fixture.layout.image("v1", &[layer("a", "x")], Packed::Gzip);
     let image = fixture.pull("v1").unwrap();
-    std::fs::remove_file(&image.layers[0].path).unwrap();
+    std::fs::remove_file(&image.disks[0].path).unwrap();
     assert!(
         fixture
             .store
@@ -363,5 +363,5 @@ fn a_lost_layer_is_fetched_again() {
     );
     assert!(fixture.store.list().unwrap().is_empty());
     fixture.pull("v1").unwrap();
-    assert!(image.layers[0].path.exists());
+    assert!(image.disks[0].path.exists());
 }

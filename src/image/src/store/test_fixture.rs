@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use super::{Image, LAYER, Store, files};
+use super::{DISK, Image, Store, files};
 use crate::source::test_image::TestLayout;
 use crate::{Event, Progress, PullOptions, Reference, Result};
 
@@ -61,8 +61,8 @@ impl Fixture {
         files
     }
 
-    pub(super) fn layer_names(&self) -> Vec<String> {
-        files::names(&self.store.layers(), LAYER).unwrap()
+    pub(super) fn disk_names(&self) -> Vec<String> {
+        files::names(&self.store.layers(), DISK).unwrap()
     }
 }
 

@@ -121,8 +121,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     let image = images::find_or_pull(&store, args.image(), args.pull, args.quiet)?;
 
     let size = args.tty.then(|| terminal::size().unwrap_or(UNKNOWN_SIZE));
-    let layers =
-        u32::try_from(image.layers.len()).map_err(|_| Error::Layers(image.layers.len()))?;
+    let layers = u32::try_from(image.disks.len()).map_err(|_| Error::Layers(image.disks.len()))?;
     let defaults = ImageDefaults::of(&image);
     let request = spec::request(args, &environment, &defaults, layers, &id, size)?;
 
@@ -145,7 +144,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         },
         devices: devices::for_container(
             &assets.guest,
-            &image.layers,
+            &image.disks,
             &scratch::path_of(&scratch),
             connector,
         )?,
