@@ -116,7 +116,7 @@ impl Bench {
 
     fn measure(&mut self, case: &Case, depth: u16, ticks: u64) -> Result<()> {
         say!(
-            "blk-bench: begin {}:{depth} ticks={}",
+            "blk-bench: begin {}:{depth} now={}",
             case.name,
             cpu::ticks()
         );
@@ -145,7 +145,7 @@ impl Bench {
         }
         let end = cpu::ticks();
         say!(
-            "blk-bench: case {}:{depth} requests={done} ticks={} kicks={} at={end}",
+            "blk-bench: case {}:{depth} requests={done} ticks={} kicks={} now={end}",
             case.name,
             end - start,
             self.queue.kicks - kicks
