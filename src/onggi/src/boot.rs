@@ -152,7 +152,8 @@ pub fn run(mut args: BootArgs) -> Result<u8, Failure> {
 fn boot(plan: Plan) -> Result<u8, Failure> {
     hypervisor::check()?;
     let (serial, keys) = serial(&plan.console)?;
-    let (devices, _socket) = devices::for_microvm(&plan.drives, plan.vsock.as_ref(), plan.entropy)?;
+    let (devices, _socket) =
+        devices::for_microvm(&plan.drives, plan.vsock.as_ref(), plan.entropy, plan.cpus)?;
     let vm = Vm::create(Config {
         memory_bytes: plan.memory_bytes,
         vcpus: plan.cpus,

@@ -65,6 +65,9 @@ impl Explain for Error {
     }
 }
 
+/// More queues of a disk hardly make it faster, and each is a thread.
+const MOST_QUEUES: u16 = 8;
+
 type Devices = Vec<Box<dyn Device>>;
 
 /// The devices of a container's VM: the guest OS is `/dev/vda`.
@@ -76,6 +79,7 @@ pub fn for_container(
     layers: &[DiskImage],
     scratch: &Path,
     connector: impl Connector + 'static,
+    vcpus: u8,
 ) -> Result<Devices, Error> {
     let partitions: Vec<Partition> = layers
         .iter()
@@ -88,9 +92,9 @@ pub fn for_container(
     let guest = Disk::open(guest, Access::ReadOnly)?;
     let scratch = Disk::open(scratch, Access::ReadWrite)?;
     Ok(vec![
-        block(guest, GUEST_DISK)?,
-        block(Disk::gpt(&partitions)?, LAYERS_DISK)?,
-        block(scratch, SCRATCH_DISK)?,
+        block(guest, GUEST_DISK, vcpus)?,
+        block(Disk::gpt(&partitions)?, LAYERS_DISK, vcpus)?,
+        block(scratch, SCRATCH_DISK, vcpus)?,
         Box::new(Vsock::new(GUEST_CID, Box::new(connector), None)?),
         Box::new(Entropy::new().map_err(Error::Entropy)?),
     ])
@@ -113,6 +117,7 @@ pub fn for_microvm(
     drives: &[Drive],
     vsock: Option<&VsockSpec>,
     entropy: bool,
+    vcpus: u8,
 ) -> Result<(Devices, Option<SocketFile>), Error> {
     let mut devices: Devices = Vec::new();
     for drive in drives {
@@ -121,7 +126,7 @@ pub fn for_microvm(
             false => Access::ReadWrite,
         };
         let disk = Disk::open(&drive.spec.path, access)?;
-        devices.push(block(disk, &drive.serial)?);
+        devices.push(block(disk, &drive.serial, vcpus)?);
     }
     let mut socket = None;
     if let Some(spec) = vsock {
@@ -137,9 +142,11 @@ pub fn for_microvm(
     Ok((devices, socket))
 }
 
-fn block(disk: Disk, serial: &str) -> Result<Box<dyn Device>, Error> {
+/// A disk with a queue for each vCPU, so that none waits for another.
+fn block(disk: Disk, serial: &str, vcpus: u8) -> Result<Box<dyn Device>, Error> {
     let options = BlockOptions {
         serial: serial.chars().take(MAX_SERIAL).collect(),
+        queues: u16::from(vcpus).clamp(1, MOST_QUEUES),
         ..BlockOptions::default()
     };
     Ok(Box::new(Block::new(Arc::new(disk), options)?))
@@ -205,9 +212,9 @@ mod tests {
             },
             serial: "a".repeat(40),
         };
-        let error = for_microvm(&[drive("/nonexistent")], None, false);
+        let error = for_microvm(&[drive("/nonexistent")], None, false, 1);
         assert!(matches!(error, Err(Error::Disk(DiskError::Open { .. }))));
-        let error = for_microvm(&[drive("/dev/null")], None, false);
+        let error = for_microvm(&[drive("/dev/null")], None, false, 1);
         assert!(matches!(
             error,
             Err(Error::Disk(DiskError::NotADisk { .. }))
@@ -216,7 +223,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let drive = drive(&file.path().to_string_lossy());
-        let (devices, _) = for_microvm(&[drive], None, false).unwrap();
+        let (devices, _) = for_microvm(&[drive], None, false, 0).unwrap();
         assert_eq!(devices.len(), 1, "a long serial number is no obstacle");
     }
 }

@@ -147,6 +147,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
             &image.disks,
             &scratch::path_of(&scratch),
             connector,
+            args.cpus,
         )?,
     })?;
     let session = Session {

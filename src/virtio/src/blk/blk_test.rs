@@ -199,8 +199,12 @@ fn options_are_checked() {
     fs::write(dir.path().join("disk"), pattern()).unwrap();
     let disk = Arc::new(Disk::open(&dir.path().join("disk"), Access::ReadOnly).unwrap());
     let with = |serial: &str, queue_size| {
-        let serial = serial.to_owned();
-        Block::new(disk.clone(), BlockOptions { serial, queue_size })
+        let options = BlockOptions {
+            serial: serial.to_owned(),
+            queue_size,
+            ..Default::default()
+        };
+        Block::new(disk.clone(), options)
     };
     with(&"x".repeat(20), 4).unwrap();
     with("", 32768).unwrap();
@@ -210,6 +214,57 @@ fn options_are_checked() {
     for size in [0, 2, 3, 255, 65535] {
         assert!(matches!(with("", size), Err(BlockError::QueueSize(_))));
     }
+    for queues in [0, MAX_QUEUES + 1] {
+        let options = BlockOptions {
+            queues,
+            ..Default::default()
+        };
+        let refused = Block::new(disk.clone(), options);
+        assert!(matches!(refused, Err(BlockError::Queues(_))));
+    }
+}
+
+#[test]
+fn queues_work_side_by_side_and_stop_one_by_one() {
+    const QUEUES: u16 = 3;
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("disk"), pattern()).unwrap();
+    let disk = Disk::open(&dir.path().join("disk"), Access::ReadWrite).unwrap();
+    let options = BlockOptions {
+        queues: QUEUES,
+        ..Default::default()
+    };
+    let mut device = Block::new(Arc::new(disk), options).unwrap();
+    let config = &device.description().config;
+    assert_eq!(config[34..36], QUEUES.to_le_bytes(), "num_queues");
+
+    let guest = Guest::new();
+    let mut drivers: Vec<Driver> = (0..QUEUES).map(|_| guest.queue(16)).collect();
+    for (index, driver) in (0..).zip(&drivers) {
+        device.start_queue(index, driver.start(0)).unwrap();
+    }
+    let write = |driver: &mut Driver, sector, byte| {
+        let head = guest.put(&header(VIRTIO_BLK_T_OUT, sector));
+        let data = guest.put(&[byte; 512]);
+        let status = guest.room(1);
+        driver.add(&[head, data], &[status]);
+        driver.kick();
+        driver.wait_used();
+        assert_eq!(guest.read(status), [OK]);
+    };
+    for (sector, driver) in (0..).zip(&mut drivers) {
+        write(driver, sector, sector as u8);
+    }
+    assert_eq!(device.stop_queue(1).unwrap().next_used, 1);
+    assert!(device.stop_queue(1).is_none());
+    for (sector, driver) in (0..).zip(&mut drivers).filter(|(n, _)| *n != 1) {
+        write(driver, 8 + sector, 0xff);
+    }
+    let disk = fs::read(dir.path().join("disk")).unwrap();
+    let first: Vec<u8> = disk.chunks(512).map(|sector| sector[0]).take(11).collect();
+    assert_eq!(first[..3], [0, 1, 2]);
+    assert_eq!((first[8], first[10]), (0xff, 0xff));
+    assert_ne!(first[9], 0xff);
 }
 
 #[test]

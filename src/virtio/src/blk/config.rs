@@ -2,8 +2,8 @@
 
 use onggi_storage::{Disk, SECTOR};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
@@ -24,6 +24,7 @@ pub(crate) fn features(disk: &Disk) -> u64 {
         | FEATURE_INDIRECT
         | FEATURE_EVENT_IDX
         | bit(VIRTIO_BLK_F_SEG_MAX)
+        | bit(VIRTIO_BLK_F_MQ)
         | bit(VIRTIO_BLK_F_BLK_SIZE)
         | bit(VIRTIO_BLK_F_TOPOLOGY);
     let kind = if disk.read_only() {
@@ -35,7 +36,7 @@ pub(crate) fn features(disk: &Disk) -> u64 {
 }
 
 /// The space up to `write_zeroes_may_unmap`, with the fields of features not on offer zero.
-pub(crate) fn space(disk: &Disk, queue_size: u16) -> Vec<u8> {
+pub(crate) fn space(disk: &Disk, queues: u16, queue_size: u16) -> Vec<u8> {
     let block = 1_u32 << PHYSICAL_BLOCK_EXP;
     let range = if disk.read_only() {
         0
@@ -54,7 +55,7 @@ pub(crate) fn space(disk: &Disk, queue_size: u16) -> Vec<u8> {
     space.extend(1_u16.to_le_bytes()); // min_io_size, in blocks
     space.extend(0_u32.to_le_bytes()); // opt_io_size
     space.extend([0; 2]); // writeback
-    space.extend(0_u16.to_le_bytes()); // num_queues
+    space.extend(queues.to_le_bytes()); // num_queues
     space.extend(range.to_le_bytes()); // max_discard_sectors
     space.extend(ranges.to_le_bytes()); // max_discard_seg
     space.extend(block.to_le_bytes()); // discard_sector_alignment

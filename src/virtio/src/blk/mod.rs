@@ -1,4 +1,5 @@
-//! The block device (VIRTIO 1.2 §5.2): a disk, served by a worker with its own io_uring.
+//! The block device (VIRTIO 1.2 §5.2): a disk whose queues are served by a worker each, with an
+//! io_uring of its own.
 
 mod config;
 mod request;
@@ -15,6 +16,8 @@ use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::Queue;
 use crate::worker::Worker;
 
+/// The most queues of a device.
+pub const MAX_QUEUES: u16 = 64;
 /// The longest serial number, in bytes (`VIRTIO_BLK_ID_BYTES`).
 pub const MAX_SERIAL: usize = 20;
 
@@ -23,7 +26,9 @@ pub const MAX_SERIAL: usize = 20;
 pub struct BlockOptions {
     /// What the driver reads as the disk's identity: printable ASCII, at most 20 bytes.
     pub serial: String,
-    /// The largest size of the queue: a power of two from 4 to 32768.
+    /// How many queues there are, 1 to 64. A driver makes use of one for each of its CPUs.
+    pub queues: u16,
+    /// The largest size of each queue: a power of two from 4 to 32768.
     pub queue_size: u16,
 }
 
@@ -31,6 +36,7 @@ impl Default for BlockOptions {
     fn default() -> Self {
         Self {
             serial: String::new(),
+            queues: 1,
             queue_size: 256,
         }
     }
@@ -42,17 +48,21 @@ pub enum BlockError {
     /// The serial number does not fit.
     #[error("the serial number {0:?} is not printable ASCII of at most 20 bytes")]
     Serial(String),
-    /// The queue's size is not one that the specification allows.
+    /// There are no queues, or too many.
+    #[error("a block device can't have {0} queues")]
+    Queues(u16),
+    /// The queues' size is not one that the specification allows.
     #[error("a block device can't have a queue of {0}")]
     QueueSize(u16),
 }
 
-/// A block device with one queue.
+/// A block device.
 pub struct Block {
     description: Description,
     disk: Arc<Disk>,
     rules: Rules,
-    worker: Option<Worker>,
+    /// Of each queue that runs.
+    workers: Vec<Option<Worker>>,
 }
 
 impl Block {
@@ -61,7 +71,14 @@ impl Block {
     /// # Errors
     /// See [`BlockError`].
     pub fn new(disk: Arc<Disk>, options: BlockOptions) -> Result<Self, BlockError> {
-        let BlockOptions { serial, queue_size } = options;
+        let BlockOptions {
+            serial,
+            queues,
+            queue_size,
+        } = options;
+        if !(1..=MAX_QUEUES).contains(&queues) {
+            return Err(BlockError::Queues(queues));
+        }
         if !queue_size.is_power_of_two() || !(4..=32768).contains(&queue_size) {
             return Err(BlockError::QueueSize(queue_size));
         }
@@ -74,8 +91,8 @@ impl Block {
         let description = Description {
             device_type: VIRTIO_ID_BLOCK,
             features: config::features(&disk),
-            queue_sizes: vec![queue_size],
-            config: config::space(&disk, queue_size),
+            queue_sizes: vec![queue_size; queues.into()],
+            config: config::space(&disk, queues, queue_size),
         };
         let rules = Rules {
             len: disk.len(),
@@ -86,7 +103,7 @@ impl Block {
             description,
             disk,
             rules,
-            worker: None,
+            workers: (0..queues).map(|_| None).collect(),
         })
     }
 }
@@ -101,10 +118,12 @@ impl Device for Block {
     }
 
     fn start_queue(&mut self, index: u16, start: QueueStart) -> Result<(), StartError> {
-        let Some(&max_size) = self.description.queue_sizes.get(usize::from(index)) else {
+        let max_size = self.description.queue_sizes.get(usize::from(index));
+        let worker = self.workers.get_mut(usize::from(index));
+        let (Some(&max_size), Some(worker)) = (max_size, worker) else {
             return Err(StartError::NoSuchQueue(index));
         };
-        if self.worker.is_some() {
+        if worker.is_some() {
             return Err(StartError::AlreadyRunning(index));
         }
         let (queue, kick) = Queue::new(index, max_size, start)?;
@@ -117,23 +136,22 @@ impl Device for Block {
                 .map(|server| move |stop: &_| server.serve(stop))
                 .map_err(io::Error::other)
         };
-        let worker = Worker::spawn(format!("virtio-blk-{index}"), &kick, make)
+        let started = Worker::spawn(format!("virtio-blk-{index}"), &kick, make)
             .map_err(|error| StartError::Worker(index, error))?;
-        self.worker = Some(worker);
+        *worker = Some(started);
         Ok(())
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
-        if index != 0 {
-            return None;
-        }
-        self.worker.take()?.stop()
+        self.workers.get_mut(usize::from(index))?.take()?.stop()
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.stop_queue(0);
+        for worker in self.workers.iter_mut().filter_map(Option::take) {
+            worker.stop();
+        }
     }
 }
 
