@@ -181,6 +181,11 @@ impl WritableIoVecs {
 }
 
 impl ReadableIoVecs {
+    /// How many bytes there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.list.iter().map(|part| part.iov_len as u64).sum()
+    }
+
     /// `count` zeros, or [`MAX_ZEROS`] if that is less.
     pub(crate) fn zeros(count: u64) -> Self {
         let mut left = count.min(MAX_ZEROS);

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::buffer::GuestBuffer;
 use crate::disk::Disk;
 use crate::job::{Call, CallKind, Job, Step};
+use crate::quick::QuickWrites;
 use crate::ring::{Called, Ring};
 use crate::sys;
 
@@ -81,7 +82,7 @@ pub struct Engine<T> {
 }
 
 enum Backend {
-    Ring(Box<Ring>),
+    Ring(Box<Ring>, QuickWrites),
     /// Calls are made at once, by the worker itself.
     Sync(EventFd),
 }
@@ -98,7 +99,10 @@ impl<T> Engine<T> {
     pub fn new(disk: Arc<Disk>, depth: u16, kick: EventFd) -> Result<Self, EngineError> {
         let spare = kick.try_clone().map_err(EngineError::Ring)?;
         match Ring::new(&disk, depth.into(), kick) {
-            Ok(ring) => Ok(Self::with(disk, Backend::Ring(Box::new(ring)))),
+            Ok(ring) => {
+                let backend = Backend::Ring(Box::new(ring), QuickWrites::default());
+                Ok(Self::with(disk, backend))
+            }
             Err(error) if not_permitted(&error) => {
                 tracing::warn!("disks are slower, as the host does not permit io_uring: {error}");
                 Ok(Self::synchronous(disk, spare))
@@ -155,7 +159,7 @@ impl<T> Engine<T> {
     /// # Errors
     /// The ring is of no use any more; [`Self::abandon`] what is left.
     pub fn flush(&mut self) -> io::Result<()> {
-        if let Backend::Ring(ring) = &mut self.backend {
+        if let Backend::Ring(ring, _) = &mut self.backend {
             ring.submit()?;
         }
         self.reap();
@@ -171,7 +175,7 @@ impl<T> Engine<T> {
             return self.flush();
         }
         match &mut self.backend {
-            Backend::Ring(ring) => ring.wait()?,
+            Backend::Ring(ring, _) => ring.wait()?,
             Backend::Sync(kick) => match sys::wait_readable(kick.as_raw_fd()) {
                 Ok(()) => {
                     kick.read()?;
@@ -200,7 +204,7 @@ impl<T> Engine<T> {
     }
 
     fn reap(&mut self) {
-        let Backend::Ring(ring) = &mut self.backend else {
+        let Backend::Ring(ring, _) = &mut self.backend else {
             return;
         };
         let mut reaped = std::mem::take(&mut self.reaped);
@@ -225,9 +229,12 @@ impl<T> Engine<T> {
                 Step::Done(result) => break result,
             };
             match &mut self.backend {
-                Backend::Ring(ring) => match ring.push(token, call) {
-                    Ok(()) => return,
-                    Err(error) => break Err(error),
+                Backend::Ring(ring, quick) => match make_quickly(&self.disk, &call, quick) {
+                    Some(result) => job.called(result),
+                    None => match ring.push(token, call) {
+                        Ok(()) => return,
+                        Err(error) => break Err(error),
+                    },
                 },
                 Backend::Sync(_) => job.called(make_call(&self.disk, &call)),
             }
@@ -235,6 +242,16 @@ impl<T> Engine<T> {
         if let Some((_, context)) = self.slab.remove(token) {
             self.finished.push_back(Completion { context, result });
         }
+    }
+}
+
+/// Makes a call at once if it is a write that needs not wait.
+fn make_quickly(disk: &Disk, call: &Call, quick: &mut QuickWrites) -> Option<io::Result<usize>> {
+    match &call.kind {
+        CallKind::Write { from, .. } if !call.retried => {
+            quick.make(from.len(), || make_call(disk, call))
+        }
+        _ => None,
     }
 }
 

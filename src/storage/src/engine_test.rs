@@ -32,7 +32,7 @@ fn kick() -> EventFd {
 fn engines<T>(disk: &Arc<Disk>) -> [Engine<T>; 2] {
     let ring = Engine::new(disk.clone(), 64, kick()).unwrap();
     assert!(
-        matches!(ring.backend, Backend::Ring(_)),
+        matches!(ring.backend, Backend::Ring(..)),
         "the tests need io_uring"
     );
     [ring, Engine::synchronous(disk.clone(), kick())]

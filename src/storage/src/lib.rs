@@ -11,6 +11,7 @@ mod engine;
 mod file;
 mod gpt;
 mod job;
+mod quick;
 mod ring;
 mod sys;
 
