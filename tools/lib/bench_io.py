@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-CASES = ["read:1", "read:8", "read:32", "read:128", "write:1", "write:32", "seqread:4", "seqwrite:4", "flush:1"]
+CASES = ["read:1", "read:8", "read:32", "read:128", "seqread:4", "flush:1", "flush:8", "write:1", "write:32", "seqwrite:4"]
 DISK_MIB = 512
 # A third of a second or so for each case and run.
 TICKS = 1_000_000_000
@@ -48,14 +48,22 @@ def measure(contenders, folder, runs, cases):
     for run in range(runs + 1):
         for contender in contenders:
             command = contender.command(f"blk-bench ticks={TICKS} cases={','.join(cases)}", disk)
+            settle(disk)
             found = one_run(contender.name, command)
             if run > 0:  # The first fills the page cache.
                 for case, sample in found.items():
                     samples.setdefault((case, contender.name), []).append(sample)
         if run > 0 and shutil.which("fio"):
+            settle(disk)
             for case in cases:
                 samples.setdefault((case, "fio, no VM"), []).append(fio(case, disk))
     return samples
+
+
+def settle(disk):
+    """What was written before must not be in the way of who comes next."""
+    with disk.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def one_run(name, command):
@@ -142,7 +150,8 @@ def fio(case, disk):
 def rows(samples, spread):
     """A row for each case and contender; ratios are those of the medians to onggi's."""
     table = []
-    for (case, name), found in sorted(samples.items(), key=lambda item: CASES.index(item[0][0])):
+    order = list(dict.fromkeys(case for case, _ in samples))
+    for (case, name), found in sorted(samples.items(), key=lambda item: order.index(item[0][0])):
         ours = statistics.median(sample["rate"] for sample in samples[case, "onggi"])
         rate = [sample["rate"] for sample in found]
         table.append(

@@ -161,6 +161,16 @@ struct IoVecs {
 }
 
 impl IoVecs {
+    fn single(&self) -> Option<(*mut u8, u32)> {
+        match self.list.as_slice() {
+            [part] => {
+                let len = u32::try_from(part.iov_len).ok()?;
+                Some((part.iov_base.cast(), len))
+            }
+            _ => None,
+        }
+    }
+
     fn as_raw(&self) -> (*const libc::iovec, libc::c_int) {
         // There are at most MAX_VECTORS.
         (self.list.as_ptr(), self.list.len() as libc::c_int)
@@ -174,6 +184,11 @@ pub(crate) struct WritableIoVecs(IoVecs);
 pub(crate) struct ReadableIoVecs(IoVecs);
 
 impl WritableIoVecs {
+    /// The memory and its length where it is in one piece; valid as long as `self` is.
+    pub(crate) fn single(&self) -> Option<(*mut u8, u32)> {
+        self.0.single()
+    }
+
     /// The list and its length. Both, and what they point to, are valid as long as `self` is.
     pub(crate) fn as_raw(&self) -> (*const libc::iovec, libc::c_int) {
         self.0.as_raw()
@@ -181,6 +196,11 @@ impl WritableIoVecs {
 }
 
 impl ReadableIoVecs {
+    /// The memory and its length where it is in one piece; valid as long as `self` is.
+    pub(crate) fn single(&self) -> Option<(*const u8, u32)> {
+        self.0.single().map(|(from, len)| (from.cast_const(), len))
+    }
+
     /// How many bytes there are.
     pub(crate) fn len(&self) -> u64 {
         self.0.list.iter().map(|part| part.iov_len as u64).sum()

@@ -201,18 +201,25 @@ fn build(depth: u32) -> io::Result<IoUring> {
 fn entry(call: &Call) -> squeue::Entry {
     let file = types::Fixed(call.file);
     let entry = match &call.kind {
-        CallKind::Read { into, offset } => {
-            let (list, count) = into.as_raw();
-            opcode::Readv::new(file, list, count as u32)
-                .offset(*offset)
-                .build()
-        }
-        CallKind::Write { from, offset } => {
-            let (list, count) = from.as_raw();
-            opcode::Writev::new(file, list, count as u32)
-                .offset(*offset)
-                .build()
-        }
+        // One range is cheaper by itself than as a list.
+        CallKind::Read { into, offset } => match into.single() {
+            Some((to, len)) => opcode::Read::new(file, to, len).offset(*offset).build(),
+            None => {
+                let (list, count) = into.as_raw();
+                opcode::Readv::new(file, list, count as u32)
+                    .offset(*offset)
+                    .build()
+            }
+        },
+        CallKind::Write { from, offset } => match from.single() {
+            Some((from, len)) => opcode::Write::new(file, from, len).offset(*offset).build(),
+            None => {
+                let (list, count) = from.as_raw();
+                opcode::Writev::new(file, list, count as u32)
+                    .offset(*offset)
+                    .build()
+            }
+        },
         CallKind::DataSync => opcode::Fsync::new(file)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
