@@ -1,0 +1,47 @@
+//! Where frames come from and go to.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use crate::sys;
+use crate::vectors::{Readable, Writable};
+
+/// What the reader of a link can be given instead of plain frames.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads {
+    /// Frames without a checksum. None of the others is possible without this one.
+    pub checksum: bool,
+    /// TCP over IPv4, uncut.
+    pub tso4: bool,
+    /// TCP over IPv6, uncut.
+    pub tso6: bool,
+    /// UDP, uncut.
+    pub ufo: bool,
+}
+
+/// One end of a link: a descriptor that never blocks, whose every read and write is one frame with
+/// its header.
+pub trait Link: AsFd + Send + Sync {
+    /// Says what the reader of this end understands.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+
+    /// Takes the next frame: into guest memory, and what has no room there into `spill`. Returns
+    /// its length, header included. Where there is no room in either, the rest is lost.
+    ///
+    /// # Errors
+    /// `WouldBlock` where no frame waits, otherwise the kernel's.
+    fn receive(&self, into: &Writable, spill: &mut [u8]) -> io::Result<usize> {
+        sys::read(self.as_fd(), into, spill)
+    }
+
+    /// Sends a frame.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is no room for it now, otherwise the kernel's.
+    fn send(&self, from: &Readable) -> io::Result<()> {
+        sys::write(self.as_fd(), from).map(drop)
+    }
+}
