@@ -46,6 +46,8 @@ enum Broken {
     Ring(#[source] virtio_queue::Error),
     #[error("the available ring is not accessible")]
     Available(#[source] vm_memory::GuestMemoryError),
+    #[error("the used ring is not accessible")]
+    Used(#[source] vm_memory::GuestMemoryError),
 }
 
 /// A running virtqueue.
@@ -62,6 +64,8 @@ pub struct Queue {
     batch: Option<u16>,
     /// Chains were used since the last [`Self::notify`].
     used: bool,
+    /// The used index when the driver was last asked whether it wants an interrupt.
+    announced: u16,
     broken: bool,
     bad_chains: u64,
 }
@@ -99,6 +103,7 @@ impl Queue {
             event_idx,
             batch: None,
             used: false,
+            announced: start.state.next_used,
             broken: false,
             bad_chains: 0,
         };
@@ -143,6 +148,22 @@ impl Queue {
     pub fn complete(&mut self, chain: Chain, written: u32) {
         self.add_used(chain.head(), written);
         chain.mark_returned();
+    }
+
+    /// The same for chains that belong together, as the buffers of one frame do (§5.1.6.3.1): a
+    /// driver sees all of them or none.
+    pub fn complete_together(&mut self, chains: impl IntoIterator<Item = (Chain, u32)>) {
+        let mut last: Option<(Chain, u32)> = None;
+        for (chain, written) in chains {
+            if let Some((before, written)) = last.replace((chain, written)) {
+                self.add_unseen(before.head(), written);
+                before.mark_returned();
+            }
+        }
+        // This one moves the used index, past the others too.
+        if let Some((chain, written)) = last {
+            self.complete(chain, written);
+        }
     }
 
     /// Undoes the last [`Self::pop`]: the chain is popped again next time.
@@ -265,13 +286,21 @@ impl Queue {
         Ok(end)
     }
 
+    /// Whether the driver asked for an interrupt at the entries that were added since the last call.
     fn wants_interrupt(&mut self) -> Result<bool, Broken> {
         let memory = &*self.snapshot;
-        if self.event_idx {
-            return self.rings.needs_notification(memory).map_err(Broken::Ring);
-        }
+        let before = std::mem::replace(&mut self.announced, self.rings.next_used());
         // The used index must be visible before the driver's wish is read (§2.7.7.2).
         fence(Ordering::SeqCst);
+        if self.event_idx {
+            let place = self.rings.avail_ring() + 4 + 2 * u64::from(self.size());
+            let event: u16 = memory
+                .load(GuestAddress(place), Ordering::Relaxed)
+                .map_err(Broken::Available)?;
+            // Whether that entry is among those since the last time (§2.7.10).
+            let since = self.announced.wrapping_sub(u16::from_le(event));
+            return Ok(since.wrapping_sub(1) < self.announced.wrapping_sub(before));
+        }
         let flags: u16 = memory
             .load(GuestAddress(self.rings.avail_ring()), Ordering::Relaxed)
             .map_err(Broken::Available)?;
@@ -285,6 +314,21 @@ impl Queue {
         match self.rings.add_used(&*self.snapshot, head, written) {
             Ok(()) => self.used = true,
             Err(error) => self.fail(&Broken::Ring(error)),
+        }
+    }
+
+    /// Fills the next entry of the used ring, and leaves it to a later one to show it.
+    fn add_unseen(&mut self, head: u16, written: u32) {
+        if self.broken {
+            return;
+        }
+        let next = self.rings.next_used();
+        let slot = u64::from(next % self.size());
+        let entry = GuestAddress(self.rings.used_ring() + 4 + 8 * slot);
+        let element = u64::from(written) << 32 | u64::from(head);
+        match self.snapshot.write_slice(&element.to_le_bytes(), entry) {
+            Ok(()) => self.rings.set_next_used(next.wrapping_add(1)),
+            Err(error) => self.fail(&Broken::Used(error)),
         }
     }
 

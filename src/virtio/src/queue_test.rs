@@ -122,6 +122,30 @@ fn the_last_chain_can_be_put_back() {
 }
 
 #[test]
+fn chains_that_belong_together_are_seen_at_once() {
+    for features in [0, FEATURE_EVENT_IDX] {
+        let mut driver = Guest::new().queue(8).starting_at(u16::MAX - 1);
+        let mut queue = queue(&driver, features);
+        // An interrupt that only the first of the three asks for.
+        driver.set_used_event(u16::MAX - 1);
+        let heads = [(); 3].map(|()| add(&mut driver));
+        let chains = [(); 3].map(|()| queue.pop().unwrap());
+        let seen = driver.used_index();
+        let together = chains.into_iter().zip([7, 8, 9]).inspect(|_| {
+            assert_eq!(driver.used_index(), seen, "one is seen without the others");
+        });
+        queue.complete_together(together);
+        queue.complete_together([]);
+        queue.notify();
+        assert_eq!(driver.notifier.events().interrupts, 1);
+        for (head, len) in heads.into_iter().zip([7, 8, 9]) {
+            assert_eq!(driver.used(), Some(Used { head, len }));
+        }
+        assert_eq!((driver.used(), queue.state().next_used), (None, 1));
+    }
+}
+
+#[test]
 fn interrupts_follow_the_used_event() {
     let mut driver = Guest::new().queue(8).starting_at(u16::MAX);
     let mut queue = queue(&driver, FEATURE_EVENT_IDX);
