@@ -5,6 +5,7 @@
 pub mod blk;
 pub mod chain;
 pub mod device;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]

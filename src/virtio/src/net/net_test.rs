@@ -1,0 +1,307 @@
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use onggi_network::HEADER;
+use vm_memory::GuestAddress;
+
+use super::*;
+use crate::testing::suite::{self, Subject};
+use crate::testing::{Driver, Guest, Used};
+
+const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+
+/// A link whose other end is in the test: a socket that keeps frames apart, as a tap does.
+struct Socket {
+    fd: OwnedFd,
+    offloads: Mutex<Offloads>,
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Link for Socket {
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        *self.offloads.lock().unwrap() = offloads;
+        Ok(())
+    }
+}
+
+fn link() -> (Arc<Socket>, OwnedFd) {
+    let (fd, peer) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_NONBLOCK,
+    )
+    .unwrap();
+    let offloads = Mutex::default();
+    (Arc::new(Socket { fd, offloads }), peer)
+}
+
+fn net(link: Arc<Socket>) -> Net {
+    Net::new(link, "02:00:00:00:00:07".parse().unwrap(), Some(1400)).unwrap()
+}
+
+/// A frame with its header: bytes that tell where they are.
+fn frame(len: usize) -> Vec<u8> {
+    let data = (0..len).map(|at| (at ^ at >> 8) as u8);
+    [0; HEADER].into_iter().chain(data).collect()
+}
+
+fn push(peer: &OwnedFd, frame: &[u8]) {
+    assert_eq!(
+        send(peer.as_raw_fd(), frame, MsgFlags::empty()),
+        Ok(frame.len())
+    );
+}
+
+fn pull(peer: &OwnedFd) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; 1 << 17];
+    let len = recv(peer.as_raw_fd(), &mut bytes, MsgFlags::empty()).ok()?;
+    bytes.truncate(len);
+    Some(bytes)
+}
+
+#[derive(Default)]
+struct Sends(RefCell<Option<OwnedFd>>);
+
+impl Subject for Sends {
+    const QUEUE: u16 = TRANSMIT;
+
+    fn device(&self) -> Box<dyn Device> {
+        let (link, peer) = link();
+        *self.0.borrow_mut() = Some(peer);
+        Box::new(net(link))
+    }
+
+    fn request(&self, driver: &mut Driver) -> (u16, (GuestAddress, u32)) {
+        let data = driver.guest.put(&frame(60));
+        (driver.add(&[data], &[]), data)
+    }
+
+    fn check(&self, _driver: &Driver, _reply: (GuestAddress, u32), used: Used) {
+        assert_eq!(used.len, 0);
+        assert_eq!(pull(self.0.borrow().as_ref().unwrap()), Some(frame(60)));
+    }
+}
+
+#[derive(Default)]
+struct Receives(RefCell<Option<OwnedFd>>);
+
+impl Subject for Receives {
+    const QUEUE: u16 = RECEIVE;
+
+    fn device(&self) -> Box<dyn Device> {
+        let (link, peer) = link();
+        *self.0.borrow_mut() = Some(peer);
+        Box::new(net(link))
+    }
+
+    fn request(&self, driver: &mut Driver) -> (u16, (GuestAddress, u32)) {
+        push(self.0.borrow().as_ref().unwrap(), &frame(60));
+        let room = driver.guest.room(100);
+        (driver.add(&[], &[room]), room)
+    }
+
+    fn check(&self, driver: &Driver, reply: (GuestAddress, u32), used: Used) {
+        assert_eq!(used.len, 72);
+        let bytes = driver.guest.read(reply);
+        assert_eq!(
+            (&bytes[10..12], &bytes[12..72]),
+            (&[1, 0][..], &frame(60)[12..])
+        );
+        assert!(bytes[72..].iter().all(|byte| *byte == 0xaa));
+    }
+}
+
+#[test]
+fn sending_behaves_as_a_device() {
+    suite::run(&Sends::default());
+}
+
+#[test]
+fn receiving_behaves_as_a_device() {
+    suite::run(&Receives::default());
+}
+
+#[test]
+fn says_what_it_is_and_what_the_driver_takes() {
+    let (link, _peer) = link();
+    let mut device = net(link.clone());
+    let config = device.description().config.clone();
+    assert_eq!(config, [2, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0x78, 5]);
+    let mac = "02:00:00:00:00:07".parse().unwrap();
+    assert!(matches!(
+        Net::new(link.clone(), mac, Some(67)),
+        Err(NetError::Mtu(67))
+    ));
+    let plain = Net::new(link.clone(), mac, None).unwrap();
+    assert!(!has(plain.description().features, VIRTIO_NET_F_MTU));
+
+    let driver = Guest::new().queue(8);
+    // Without the checksum nothing else is possible.
+    for (features, tso4) in [(1 << 7, false), (1 << 7 | 1 << 1, true)] {
+        device.start_queue(0, driver.start(features)).unwrap();
+        assert_eq!(link.offloads.lock().unwrap().tso4, tso4);
+        device.stop_queue(0);
+        assert_eq!(*link.offloads.lock().unwrap(), Offloads::default());
+    }
+}
+
+#[test]
+fn a_long_frame_goes_over_many_buffers() {
+    for (buffers, size) in [(50, 1526), (3, 40_000), (1, 70_000)] {
+        let (link, peer) = link();
+        let guest = Guest::new();
+        let mut driver = guest.queue(64);
+        let mut device = net(link);
+        device.start_queue(0, driver.start(MERGEABLE)).unwrap();
+        let rooms: Vec<_> = (0..buffers).map(|_| guest.room(size)).collect();
+        for room in &rooms {
+            driver.add(&[], &[*room]);
+        }
+        let sent = frame(65_000);
+        push(&peer, &sent);
+        driver.kick();
+        let mut got: Vec<u8> = Vec::new();
+        let mut count = 0;
+        while got.len() < sent.len() {
+            let used = driver.wait_used();
+            got.extend(&guest.read(rooms[count])[..used.len as usize]);
+            count += 1;
+        }
+        assert_eq!(got[10..12], (count as u16).to_le_bytes());
+        assert!(got[HEADER..] == sent[HEADER..], "{buffers} of {size}");
+        let state = device.stop_queue(0).unwrap();
+        assert_eq!(state.next_used as usize, count);
+        assert_eq!(state.next_avail, state.next_used, "buffers were kept");
+    }
+}
+
+#[test]
+fn a_frame_waits_for_buffers_and_not_for_ever() {
+    let (link, peer) = link();
+    let guest = Guest::new();
+    let mut driver = guest.queue(8);
+    let mut device = net(link);
+    device.start_queue(0, driver.start(MERGEABLE)).unwrap();
+    let first = guest.room(500);
+    driver.add(&[], &[first]);
+    driver.kick();
+    push(&peer, &frame(800));
+    std::thread::sleep(Duration::from_millis(10));
+    let second = guest.room(500);
+    driver.add(&[], &[second]);
+    driver.kick();
+    let lens = [driver.wait_used().len, driver.wait_used().len];
+    assert_eq!(lens, [500, 312]);
+    assert_eq!(guest.read(first)[12..], frame(800)[12..500]);
+    assert_eq!(guest.read(second)[..312], frame(800)[500..]);
+
+    // Buffers for this one never come; the one after it is not lost.
+    let room = guest.room(500);
+    driver.add(&[], &[room]);
+    driver.kick();
+    push(&peer, &frame(800));
+    push(&peer, &frame(60));
+    assert_eq!(driver.wait_used().len, 72);
+    assert_eq!(guest.read(room)[12..72], frame(60)[12..]);
+}
+
+#[test]
+fn without_mergeable_buffers_a_frame_has_one_or_is_dropped() {
+    let (link, peer) = link();
+    let guest = Guest::new();
+    let mut driver = guest.queue(8);
+    let mut device = net(link);
+    device.start_queue(0, driver.start(0)).unwrap();
+    let rooms = [guest.room(500), guest.room(500)];
+    for room in rooms {
+        driver.add(&[], &[room]);
+    }
+    push(&peer, &frame(800));
+    push(&peer, &frame(60));
+    driver.kick();
+    assert_eq!(driver.wait_used().len, 72);
+    assert_eq!(device.stop_queue(0).unwrap().next_avail, 1);
+}
+
+#[test]
+fn bad_chains_go_back_unused() {
+    let (link, peer) = link();
+    let guest = Guest::new();
+    let (mut rx, mut tx) = (guest.queue(8), guest.queue(8));
+    let mut device = net(link);
+    device.start_queue(0, rx.start(MERGEABLE)).unwrap();
+    device.start_queue(1, tx.start(0)).unwrap();
+    let (short, room, data) = (guest.room(11), guest.room(100), guest.put(&frame(60)));
+    let long = guest.room(onggi_network::MAX_FRAME + 1);
+    rx.add(&[], &[short]);
+    rx.add(&[data], &[]);
+    rx.add(&[data], &[room]);
+    rx.kick();
+    for bad in [short, (data.0, 12), long] {
+        tx.add(&[bad], &[]);
+    }
+    tx.add(&[], &[room]);
+    tx.kick();
+    for _ in 0..3 {
+        assert_eq!(rx.wait_used().len, 0);
+    }
+    for _ in 0..4 {
+        assert_eq!(tx.wait_used().len, 0);
+    }
+    assert_eq!(pull(&peer), None);
+}
+
+#[test]
+fn stops_are_prompt_whatever_the_link_does() {
+    // Nobody takes what is sent.
+    let (link, _peer) = link();
+    let guest = Guest::new();
+    let mut driver = guest.queue(64);
+    let mut device = net(link);
+    device.start_queue(1, driver.start(0)).unwrap();
+    let data = guest.put(&frame(60_000));
+    for _ in 0..60 {
+        driver.add(&[data], &[]);
+    }
+    driver.kick();
+    std::thread::sleep(Duration::from_millis(20));
+    let begin = Instant::now();
+    let state = device.stop_queue(1).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(state.next_used < 60, "the socket takes no end");
+    assert_eq!(
+        (state.next_avail, driver.used_index()),
+        (state.next_used, state.next_used)
+    );
+}
+
+#[test]
+fn a_link_that_goes_away_takes_nothing_with_it() {
+    let (link, peer) = link();
+    let guest = Guest::new();
+    let (mut rx, mut tx) = (guest.queue(8), guest.queue(8));
+    let mut device = net(link);
+    device.start_queue(0, rx.start(MERGEABLE)).unwrap();
+    device.start_queue(1, tx.start(0)).unwrap();
+    let room = guest.room(100);
+    rx.add(&[], &[room]);
+    rx.kick();
+    drop(peer);
+    let data = guest.put(&frame(60));
+    for _ in 0..3 {
+        tx.add(&[data], &[]);
+        tx.kick();
+        assert_eq!(tx.wait_used().len, 0);
+    }
+    assert_eq!(device.stop_queue(0).unwrap().next_avail, 0);
+    assert_eq!(device.stop_queue(1).unwrap().next_avail, 3);
+}

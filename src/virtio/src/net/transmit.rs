@@ -1,0 +1,134 @@
+//! Frames from the guest (VIRTIO 1.2 §5.1.6.2).
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use onggi_network::{HEADER, Link, MAX_FRAME, Readable};
+use vmm_sys_util::epoll::EventSet;
+
+use super::wait::Wait;
+use super::{Failures, is_gone};
+use crate::chain::Chain;
+use crate::device::QueueState;
+use crate::queue::Queue;
+use crate::worker::{Polling, Stop};
+
+pub(super) struct Sender {
+    queue: Queue,
+    link: Arc<dyn Link>,
+    wait: Wait,
+    frame: Readable,
+    polling: Polling,
+    failures: Failures,
+    /// The link is no more: frames go nowhere, as with a cable that is unplugged.
+    gone: bool,
+}
+
+impl Sender {
+    pub(super) fn new(queue: Queue, link: Arc<dyn Link>, wait: Wait) -> Self {
+        Self {
+            queue,
+            link,
+            wait,
+            frame: Readable::default(),
+            polling: Polling::default(),
+            failures: Failures::default(),
+            gone: false,
+        }
+    }
+
+    pub(super) fn serve(mut self, stop: &Stop) -> QueueState {
+        if let Err(error) = self.run(stop) {
+            tracing::error!("a network device can't send any more: {error}");
+            self.queue.needs_reset();
+        }
+        self.queue.state()
+    }
+
+    fn run(&mut self, stop: &Stop) -> io::Result<()> {
+        while !stop.requested() {
+            let blocked = self.send_batch(stop);
+            self.queue.notify();
+            if blocked {
+                // News of the driver are of no interest until there is room.
+                self.wait.wait(EventSet::OUT, -1)?;
+                continue;
+            }
+            if self.poll(stop) || self.queue.arm() || stop.requested() {
+                continue;
+            }
+            let asleep = Instant::now();
+            self.wait.wait(EventSet::empty(), -1)?;
+            self.polling.woken_after(asleep.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Looks for more frames a while, if that has been worth it lately.
+    fn poll(&mut self, stop: &Stop) -> bool {
+        let Some(window) = self.polling.window() else {
+            return false;
+        };
+        let begin = Instant::now();
+        while begin.elapsed() < window {
+            if self.queue.has_more() || stop.requested() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        self.polling.in_vain();
+        false
+    }
+
+    /// Sends what there is. Returns whether the link takes no more at the moment.
+    fn send_batch(&mut self, stop: &Stop) -> bool {
+        while let Some(chain) = self.queue.pop() {
+            match self.send(&chain) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(chain) = self.queue.put_back(chain) {
+                        self.queue.complete(chain, 0);
+                    }
+                    return true;
+                }
+                Err(error) => self.report(&error),
+                Ok(()) => {}
+            }
+            self.queue.complete(chain, 0);
+            if stop.requested() {
+                break;
+            }
+        }
+        false
+    }
+
+    fn send(&mut self, chain: &Chain) -> io::Result<()> {
+        if self.gone {
+            return Ok(());
+        }
+        let reader = chain.reader();
+        if !(HEADER + 1..=MAX_FRAME).contains(&reader.remaining()) {
+            return Err(io::Error::other("its length is not that of a frame"));
+        }
+        let ranges = reader.segments().into_iter().map(|s| (s.addr, s.len));
+        self.frame.clear();
+        self.frame
+            .push(chain.memory(), ranges)
+            .map_err(io::Error::other)?;
+        loop {
+            match self.link.send(&self.frame) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn report(&mut self, error: &io::Error) {
+        if is_gone(error) {
+            tracing::warn!("a network device has lost its link: {error}");
+            self.gone = true;
+        } else {
+            self.failures.report("a guest's frame was dropped", error);
+        }
+    }
+}
