@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use onggi_network::{Mac, MacError, TapName, TapNameError};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -37,6 +38,21 @@ pub enum Error {
     /// Two root devices.
     #[error("drives '{0}' and '{1}' can't both be the root device")]
     TwoRoots(String, String),
+    /// A name that is empty or has characters other than letters, digits and `_`.
+    #[error("'{0}' is no valid 'iface_id': letters, digits and '_' only")]
+    InterfaceId(String),
+    /// Two network interfaces of one name.
+    #[error("two network interfaces have the 'iface_id' '{0}'")]
+    DuplicateInterface(String),
+    /// Two network interfaces on one tap device.
+    #[error("two network interfaces have the 'host_dev_name' '{0}'")]
+    DuplicateTap(TapName),
+    /// No address that a guest can have.
+    #[error("'guest_mac' of network interface '{0}' can't be used")]
+    GuestMac(String, #[source] MacError),
+    /// No name that a tap device can have.
+    #[error("'host_dev_name' of network interface '{0}' can't be used")]
+    HostDevice(String, #[source] TapNameError),
     /// CIDs 0 to 2 and 2^32 - 1 are reserved (VIRTIO 1.2 §5.10.4).
     #[error("'vsock.guest_cid' is {0}, it must be from 3 to 4294967294")]
     GuestCid(u64),
@@ -49,6 +65,8 @@ pub struct VmConfig {
     pub boot_source: BootSource,
     /// Block devices, the root device first, the others in the file's order.
     pub drives: Vec<Drive>,
+    /// Network devices, in the file's order.
+    pub network: Vec<NetworkInterface>,
     /// vCPUs and memory.
     pub machine: MachineConfig,
     /// The vsock device.
@@ -90,6 +108,17 @@ pub struct Drive {
     pub cache_type: CacheType,
     /// How the file is read and written.
     pub io_engine: IoEngine,
+}
+
+/// One of `network-interfaces`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NetworkInterface {
+    /// The interface's name, which the guest doesn't see.
+    pub iface_id: String,
+    /// The guest's address; any where none is given.
+    pub guest_mac: Option<Mac>,
+    /// The host's tap device.
+    pub host_dev_name: TapName,
 }
 
 /// What a flush request does.
@@ -231,6 +260,8 @@ struct Document {
     boot_source: BootSource,
     #[serde(default)]
     drives: Vec<DriveSection>,
+    #[serde(default)]
+    network_interfaces: Vec<NetworkSection>,
     machine_config: Option<MachineSection>,
     vsock: Option<VsockSection>,
     entropy: Option<EntropySection>,
@@ -241,7 +272,6 @@ struct Document {
     memory_hotplug: Option<Value>,
     metrics: Option<Value>,
     mmds_config: Option<Value>,
-    network_interfaces: Option<Value>,
     pmem: Option<Value>,
 }
 
@@ -259,6 +289,17 @@ struct DriveSection {
     io_engine: Option<IoEngine>,
     rate_limiter: Option<Value>,
     socket: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetworkSection {
+    iface_id: String,
+    guest_mac: Option<String>,
+    host_dev_name: String,
+    rx_rate_limiter: Option<Value>,
+    tx_rate_limiter: Option<Value>,
+    mtu: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -307,7 +348,6 @@ impl Document {
             ("memory-hotplug", &self.memory_hotplug),
             ("metrics", &self.metrics),
             ("mmds-config", &self.mmds_config),
-            ("network-interfaces", &self.network_interfaces),
             ("pmem", &self.pmem),
         ] {
             refuse(part, value.as_ref())?;
@@ -318,6 +358,7 @@ impl Document {
         Ok(VmConfig {
             boot_source: self.boot_source,
             drives: drives(self.drives)?,
+            network: network(self.network_interfaces)?,
             machine: match self.machine_config {
                 Some(section) => section.check()?,
                 None => MachineConfig::default(),
@@ -353,10 +394,55 @@ fn drives(sections: Vec<DriveSection>) -> Result<Vec<Drive>, Error> {
     Ok(drives)
 }
 
+/// Checks the network interfaces one by one and together.
+fn network(sections: Vec<NetworkSection>) -> Result<Vec<NetworkInterface>, Error> {
+    let (mut names, mut taps) = (HashSet::new(), HashSet::new());
+    let mut interfaces = Vec::with_capacity(sections.len());
+    for section in sections {
+        let interface = section.check()?;
+        if !names.insert(interface.iface_id.clone()) {
+            return Err(Error::DuplicateInterface(interface.iface_id));
+        }
+        if !taps.insert(interface.host_dev_name.clone()) {
+            return Err(Error::DuplicateTap(interface.host_dev_name));
+        }
+        interfaces.push(interface);
+    }
+    Ok(interfaces)
+}
+
+/// Whether a part of the VM may have that name.
+fn is_id(id: &str) -> bool {
+    let valid = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    !id.is_empty() && id.chars().all(valid)
+}
+
+impl NetworkSection {
+    fn check(self) -> Result<NetworkInterface, Error> {
+        if !is_id(&self.iface_id) {
+            return Err(Error::InterfaceId(self.iface_id));
+        }
+        for (part, value) in [
+            ("network-interfaces.rx_rate_limiter", &self.rx_rate_limiter),
+            ("network-interfaces.tx_rate_limiter", &self.tx_rate_limiter),
+            ("network-interfaces.mtu", &self.mtu),
+        ] {
+            refuse(part, value.as_ref())?;
+        }
+        let guest_mac = self.guest_mac.as_deref().map(str::parse).transpose();
+        let host_dev_name = self.host_dev_name.parse();
+        Ok(NetworkInterface {
+            guest_mac: guest_mac.map_err(|error| Error::GuestMac(self.iface_id.clone(), error))?,
+            host_dev_name: host_dev_name
+                .map_err(|error| Error::HostDevice(self.iface_id.clone(), error))?,
+            iface_id: self.iface_id,
+        })
+    }
+}
+
 impl DriveSection {
     fn check(self) -> Result<Drive, Error> {
-        let valid = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        if self.drive_id.is_empty() || !self.drive_id.chars().all(valid) {
+        if !is_id(&self.drive_id) {
             return Err(Error::DriveId(self.drive_id));
         }
         refuse("drives.rate_limiter", self.rate_limiter.as_ref())?;

@@ -103,8 +103,12 @@ fn parts_that_do_not_exist_are_named() {
     for (json, part) in [
         (r#","balloon":{"amount_mib":1}"#, "balloon"),
         (
-            r#","network-interfaces":[{"iface_id":"eth0"}]"#,
-            "network-interfaces",
+            r#","network-interfaces":[{"iface_id":"e","host_dev_name":"t","mtu":1400}]"#,
+            "network-interfaces.mtu",
+        ),
+        (
+            r#","network-interfaces":[{"iface_id":"e","host_dev_name":"t","rx_rate_limiter":{}}]"#,
+            "network-interfaces.rx_rate_limiter",
         ),
         (r#","metrics":{"metrics_path":"m"}"#, "metrics"),
         (r#","mmds-config":{}"#, "mmds-config"),
@@ -160,6 +164,49 @@ fn values_out_of_range() {
     for cid in [0, 2, 0xffff_ffff, 0x1_0000_0003_u64] {
         let json = format!(r#","vsock":{{"guest_cid":{cid},"uds_path":"v"}}"#);
         assert!(refused(&json).contains("guest_cid"), "{json}");
+    }
+}
+
+#[test]
+fn network_interfaces() {
+    let one = |rest: &str| {
+        parse(&format!(r#","network-interfaces":[{rest}]"#)).map(|config| config.network)
+    };
+    let given = one(
+        r#"{"iface_id":"eth0","guest_mac":"02:00:00:00:00:01","host_dev_name":"tap0"},
+        {"iface_id":"eth1","guest_mac":null,"host_dev_name":"tap1"}"#,
+    )
+    .unwrap();
+    assert_eq!(given[0].guest_mac, "02:00:00:00:00:01".parse().ok());
+    assert_eq!(given[0].host_dev_name.to_string(), "tap0");
+    assert_eq!(
+        (given[1].iface_id.as_str(), given[1].guest_mac),
+        ("eth1", None)
+    );
+
+    let refused = |rest: &str| refused(&format!(r#","network-interfaces":[{rest}]"#));
+    let tap = |id: &str, tap: &str| format!(r#"{{"iface_id":"{id}","host_dev_name":"{tap}"}}"#);
+    for (json, why) in [
+        (tap("a b", "t"), "'a b' is no valid 'iface_id'"),
+        (
+            tap("a", "t/u"),
+            "'host_dev_name' of network interface 'a' can't",
+        ),
+        (
+            format!("{},{}", tap("a", "t"), tap("a", "u")),
+            "two network interfaces have the 'iface_id' 'a'",
+        ),
+        (
+            format!("{},{}", tap("a", "t"), tap("b", "t")),
+            "two network interfaces have the 'host_dev_name' 't'",
+        ),
+        (
+            r#"{"iface_id":"a","host_dev_name":"t","guest_mac":"01:00:00:00:00:00"}"#.to_owned(),
+            "'guest_mac' of network interface 'a' can't be used: a guest's MAC",
+        ),
+        (r#"{"iface_id":"a"}"#.to_owned(), "host_dev_name"),
+    ] {
+        assert!(refused(&json).contains(why), "{json}: {}", refused(&json));
     }
 }
 

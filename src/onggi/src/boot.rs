@@ -14,7 +14,7 @@ use onggi_vmm::{Config, Exit, Handle, Serial, Vm};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{BootArgs, Console, DiskSpec, VsockSpec};
+use crate::cli::{BootArgs, Console, DiskSpec, NetSpec, VsockSpec};
 use crate::devices::Drive;
 use crate::error::{Explain, Failure};
 use crate::terminal::{self, Escape, EscapeFilter};
@@ -70,6 +70,7 @@ struct Plan {
     memory_bytes: u64,
     drives: Vec<Drive>,
     vsock: Option<VsockSpec>,
+    net: Vec<NetSpec>,
     entropy: bool,
     console: Console,
 }
@@ -92,6 +93,7 @@ impl Plan {
             memory_bytes: args.memory.0,
             drives: drives.collect(),
             vsock: args.vsock,
+            net: args.net,
             entropy: true,
             console: args.console.unwrap_or(Console::Stdio),
         }
@@ -126,6 +128,15 @@ impl Plan {
                 cid: vsock.guest_cid,
                 path: vsock.uds_path,
             }),
+            net: config
+                .network
+                .into_iter()
+                .map(|interface| NetSpec {
+                    tap: interface.host_dev_name,
+                    mac: interface.guest_mac,
+                    mtu: None,
+                })
+                .collect(),
             entropy: config.entropy,
         }
     }
@@ -152,8 +163,13 @@ pub fn run(mut args: BootArgs) -> Result<u8, Failure> {
 fn boot(plan: Plan) -> Result<u8, Failure> {
     hypervisor::check()?;
     let (serial, keys) = serial(&plan.console)?;
-    let (devices, _socket) =
-        devices::for_microvm(&plan.drives, plan.vsock.as_ref(), plan.entropy, plan.cpus)?;
+    let (devices, _socket) = devices::for_microvm(
+        &plan.drives,
+        plan.vsock.as_ref(),
+        &plan.net,
+        plan.entropy,
+        plan.cpus,
+    )?;
     let vm = Vm::create(Config {
         memory_bytes: plan.memory_bytes,
         vcpus: plan.cpus,
@@ -326,6 +342,8 @@ mod tests {
             "1g",
             "--vsock",
             "3,/v",
+            "--net",
+            "tap=t",
             "--console",
             "none",
         ]);
@@ -342,6 +360,7 @@ mod tests {
                     cid: 3,
                     path: "/v".into()
                 }),
+                net: vec!["tap=t".parse().unwrap()],
                 entropy: true,
                 console: Console::None,
             }
@@ -357,11 +376,13 @@ mod tests {
                 {"drive_id": "r", "path_on_host": "a", "is_root_device": true, "is_read_only": true}
             ],
             "machine-config": {"vcpu_count": 4, "mem_size_mib": 512},
+            "network-interfaces": [{"iface_id": "e", "host_dev_name": "t"}],
             "serial": {"serial_out_path": "/console"}
         }"#;
         let plan = Plan::from_config(VmConfig::parse(json).unwrap(), None);
         assert_eq!(plan.command_line, "quiet root=/dev/vda ro");
         assert_eq!(plan.drives, [drive("a", true, "r"), drive("b", false, "d")]);
+        assert_eq!(plan.net, ["tap=t".parse().unwrap()]);
         assert_eq!((plan.cpus, plan.memory_bytes), (4, 512 << 20));
         assert_eq!(plan.console, Console::File("/console".into()));
         assert!(!plan.entropy);

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use onggi_image::DiskImage;
+use onggi_network::{Mac, Tap, TapError};
 use onggi_storage::{Access, Disk, DiskError, Partition};
 use onggi_virtio::blk::{Block, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
+use onggi_virtio::net::{Net, NetError};
 use onggi_virtio::rng::Entropy;
 use onggi_virtio::vsock::{Connector, UdsConnector, Vsock, VsockError};
 
-use crate::cli::{DiskSpec, VsockSpec};
+use crate::cli::{DiskSpec, NetSpec, VsockSpec};
 use crate::error::{Explain, io_kind};
 
 /// The CID of every container's guest. It is seen by this process alone, so it needn't be unique.
@@ -40,6 +42,15 @@ pub enum Error {
     /// The entropy device.
     #[error("the entropy device has no source of random bytes")]
     Entropy(#[source] io::Error),
+    /// The tap device of a network device.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The network device.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The address of a network device.
+    #[error("there are no random bytes for a MAC address")]
+    Mac(#[source] io::Error),
     /// The socket device.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -53,6 +64,12 @@ impl Explain for Error {
         match self {
             Error::Disk(DiskError::InUse(_)) => {
                 Some("stop that VM, or give the disk to both read-only (',ro')".to_owned())
+            }
+            Error::Tap(TapError::Missing(name) | TapError::NotOurs(name)) => Some(format!(
+                "make it as root: ip tuntap add {name} mode tap vnet_hdr user $USER"
+            )),
+            Error::Tap(TapError::InUse(_)) => {
+                Some("stop what uses it, or give each VM a tap device of its own".to_owned())
             }
             Error::Disk(_) if io_kind(self) == Some(io::ErrorKind::PermissionDenied) => {
                 Some("a disk that you can't write to needs ',ro'".to_owned())
@@ -116,6 +133,7 @@ pub struct Drive {
 pub fn for_microvm(
     drives: &[Drive],
     vsock: Option<&VsockSpec>,
+    nets: &[NetSpec],
     entropy: bool,
     vcpus: u8,
 ) -> Result<(Devices, Option<SocketFile>), Error> {
@@ -127,6 +145,9 @@ pub fn for_microvm(
         };
         let disk = Disk::open(&drive.spec.path, access)?;
         devices.push(block(disk, &drive.serial, vcpus)?);
+    }
+    for spec in nets {
+        devices.push(network(spec)?);
     }
     let mut socket = None;
     if let Some(spec) = vsock {
@@ -150,6 +171,13 @@ fn block(disk: Disk, serial: &str, vcpus: u8) -> Result<Box<dyn Device>, Error> 
         ..BlockOptions::default()
     };
     Ok(Box::new(Block::new(Arc::new(disk), options)?))
+}
+
+/// A network device on a tap device.
+fn network(spec: &NetSpec) -> Result<Box<dyn Device>, Error> {
+    let mac = spec.mac.map_or_else(Mac::random, Ok).map_err(Error::Mac)?;
+    let tap = Tap::open(&spec.tap)?;
+    Ok(Box::new(Net::new(Arc::new(tap), mac, spec.mtu)?))
 }
 
 /// A Unix socket's name, removed when this is dropped.
@@ -212,9 +240,9 @@ mod tests {
             },
             serial: "a".repeat(40),
         };
-        let error = for_microvm(&[drive("/nonexistent")], None, false, 1);
+        let error = for_microvm(&[drive("/nonexistent")], None, &[], false, 1);
         assert!(matches!(error, Err(Error::Disk(DiskError::Open { .. }))));
-        let error = for_microvm(&[drive("/dev/null")], None, false, 1);
+        let error = for_microvm(&[drive("/dev/null")], None, &[], false, 1);
         assert!(matches!(
             error,
             Err(Error::Disk(DiskError::NotADisk { .. }))
@@ -223,7 +251,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let drive = drive(&file.path().to_string_lossy());
-        let (devices, _) = for_microvm(&[drive], None, false, 0).unwrap();
+        let (devices, _) = for_microvm(&[drive], None, &[], false, 0).unwrap();
         assert_eq!(devices.len(), 1, "a long serial number is no obstacle");
     }
 }

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use onggi_network::{Mac, MacError, TapName, TapNameError};
+use onggi_virtio::net::MIN_MTU;
+
 /// The largest number of vCPUs.
 const MAX_CPUS: u8 = onggi_api::config::MAX_VCPUS;
 
@@ -23,6 +26,16 @@ pub enum ValueError {
     NoFile,
     #[error("a vsock device is CID,PATH, such as 3,/tmp/v.sock")]
     Vsock,
+    #[error("a network device is tap=NAME[,mac=ADDRESS][,mtu=N], such as tap=tap0")]
+    Net,
+    #[error("'{0}' is given twice")]
+    NetTwice(&'static str),
+    #[error("an MTU is from {MIN_MTU} to 65535")]
+    Mtu,
+    #[error(transparent)]
+    Mac(#[from] MacError),
+    #[error(transparent)]
+    Tap(#[from] TapNameError),
     #[error("the CID of a guest is from 3 to 4294967294")]
     Cid,
 }
@@ -144,6 +157,39 @@ impl FromStr for VsockSpec {
             Ok(_) => Err(ValueError::Cid),
             Err(_) => Err(ValueError::Vsock),
         }
+    }
+}
+
+/// A network device of `onggi boot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetSpec {
+    pub tap: TapName,
+    /// Any where none is given.
+    pub mac: Option<Mac>,
+    pub mtu: Option<u16>,
+}
+
+impl FromStr for NetSpec {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<NetSpec, ValueError> {
+        let (mut tap, mut mac, mut mtu) = (None, None, None);
+        for word in text.split(',') {
+            let twice = match word.split_once('=') {
+                Some(("tap", name)) => tap.replace(name.parse()?).map(|_| "tap"),
+                Some(("mac", address)) => mac.replace(address.parse()?).map(|_| "mac"),
+                Some(("mtu", number)) => {
+                    let number = number.parse().ok().filter(|mtu| *mtu >= MIN_MTU);
+                    mtu.replace(number.ok_or(ValueError::Mtu)?).map(|_| "mtu")
+                }
+                _ => return Err(ValueError::Net),
+            };
+            if let Some(key) = twice {
+                return Err(ValueError::NetTwice(key));
+            }
+        }
+        let tap = tap.ok_or(ValueError::Net)?;
+        Ok(NetSpec { tap, mac, mtu })
     }
 }
 

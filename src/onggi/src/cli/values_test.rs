@@ -86,6 +86,30 @@ fn vsocks() {
 }
 
 #[test]
+fn network_devices() {
+    let net = |mac: &str, mtu| {
+        Ok(NetSpec {
+            tap: "tap0".parse().unwrap(),
+            mac: mac.parse().ok(),
+            mtu,
+        })
+    };
+    assert_eq!("tap=tap0".parse(), net("", None));
+    let all = "mtu=1400,mac=02:00:00:00:00:01,tap=tap0";
+    assert_eq!(all.parse(), net("02:00:00:00:00:01", Some(1400)));
+    let error = |text: &str| text.parse::<NetSpec>().unwrap_err();
+    for text in ["", "tap0", "mac=02:00:00:00:00:01", "tap=t,", "tap=t,x=1"] {
+        assert_eq!(error(text), ValueError::Net, "{text}");
+    }
+    for mtu in ["", "67", "65536", "-1", "x"] {
+        assert_eq!(error(&format!("tap=t,mtu={mtu}")), ValueError::Mtu);
+    }
+    assert_eq!(error("tap=t,tap=u"), ValueError::NetTwice("tap"));
+    assert_eq!(error("tap="), ValueError::Tap(TapNameError::Length));
+    assert_eq!(error("tap=t,mac=1"), ValueError::Mac(MacError::Form));
+}
+
+#[test]
 fn consoles() {
     assert_eq!("stdio".parse(), Ok(Console::Stdio));
     assert_eq!("none".parse(), Ok(Console::None));
