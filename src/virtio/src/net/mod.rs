@@ -105,7 +105,11 @@ impl Net {
             };
             return Worker::spawn("virtio-net-tx".into(), kick, make);
         }
-        link.set_offloads(offloads(features))?;
+        match link.set_offloads(offloads(features)) {
+            // That is no news for the driver: the receiver finds it out again, and says so.
+            Err(error) if is_gone(&error) => {}
+            result => result?,
+        }
         let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
         let make = move || {
             let receiver = receive::Receiver::new(queue, link, wait, mergeable);

@@ -27,6 +27,10 @@ impl AsFd for Socket {
 
 impl Link for Socket {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        // A tap device that was removed says no as well.
+        if recv(self.fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK) == Ok(0) {
+            return Err(nix::errno::Errno::EBADFD.into());
+        }
         *self.offloads.lock().unwrap() = offloads;
         Ok(())
     }
@@ -302,6 +306,9 @@ fn a_link_that_goes_away_takes_nothing_with_it() {
         tx.kick();
         assert_eq!(tx.wait_used().len, 0);
     }
-    assert_eq!(device.stop_queue(0).unwrap().next_avail, 0);
+    for _ in 0..2 {
+        assert_eq!(device.stop_queue(0).unwrap().next_avail, 0);
+        device.start_queue(0, rx.start(MERGEABLE)).unwrap();
+    }
     assert_eq!(device.stop_queue(1).unwrap().next_avail, 3);
 }
