@@ -27,6 +27,7 @@ mod cpu;
 mod failure;
 mod machine;
 mod mmio;
+mod net;
 mod options;
 mod pattern;
 mod phys;

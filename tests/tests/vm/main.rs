@@ -7,5 +7,6 @@ mod command;
 mod ends;
 mod entropy;
 mod malice;
+mod network;
 mod serial;
 mod socket;

@@ -17,7 +17,7 @@ use crate::blk::{self, Blk};
 use crate::cpu;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
-use crate::{rng, vsock};
+use crate::{net, rng, vsock};
 
 /// An attack. It fails only where it sees the device do wrong while it is under attack.
 type Attack = fn(&Victim) -> Result<()>;
@@ -74,6 +74,7 @@ fn recover(victim: &Victim) -> Result<()> {
     match victim.kind {
         blk::BLOCK => blk::work(&mut Blk::open(machine)?, machine),
         rng::ENTROPY => rng::work(machine, victim.device),
+        net::NETWORK => net::work(machine, victim.device),
         vsock::SOCKET => vsock::work(machine, victim.device),
         other => Err(failure(
             "nobody knows what work such a device does (type)",

@@ -1,0 +1,153 @@
+//! Frames between the guest and a tap device. Each test has a network namespace of its own, which
+//! its thread and what that starts are in; that needs root and `ip`.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::sync::Arc;
+
+use nix::ifaddrs::getifaddrs;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use onggi_network::Tap;
+use onggi_tests::guest::Guest;
+use onggi_virtio::net::Net;
+
+const TAP: &str = "tap0";
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+/// The type of the probe's frames.
+const KIND: [u8; 2] = [0x88, 0xb5];
+
+/// The host's side of a tap device: sees and sends raw frames.
+struct Host(OwnedFd);
+
+impl Host {
+    /// Makes a namespace and the tap device in it.
+    fn new(options: &[&str]) -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace, which needs root");
+        ip(&[&["tuntap", "add", TAP, "mode", "tap"], options].concat());
+        ip(&["link", "set", TAP, "mtu", "65521", "up"]);
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::EthAll,
+        )
+        .unwrap();
+        bind(socket.as_raw_fd(), &address()).unwrap();
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(60)).unwrap();
+        Host(socket)
+    }
+
+    fn guest(&self, probe: &str) -> Guest {
+        let tap = Tap::open(&TAP.parse().unwrap()).unwrap_or_else(|error| panic!("{error}"));
+        let mac = "02:00:00:00:00:07".parse().unwrap();
+        Guest::new(probe).device(Net::new(Arc::new(tap), mac, None).unwrap())
+    }
+
+    fn send(&self, frame: &[u8]) {
+        let sent = send(self.0.as_raw_fd(), frame, MsgFlags::empty());
+        assert_eq!(sent, Ok(frame.len()), "{}", io::Error::last_os_error());
+    }
+
+    /// The next frame of the guest.
+    fn receive(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 17];
+        loop {
+            let len = recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::empty())
+                .expect("a frame of the guest");
+            if len >= 14 && bytes[6..12] == MAC && bytes[12..14] == KIND {
+                return bytes[..len].to_vec();
+            }
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let done = Command::new("ip").args(arguments).status();
+    assert!(done.expect("ip, of iproute2").success(), "ip {arguments:?}");
+}
+
+/// The address by which packet sockets know the tap device.
+fn address() -> LinkAddr {
+    let mut all = getifaddrs().unwrap().filter(|it| it.interface_name == TAP);
+    all.find_map(|it| it.address?.as_link_addr().copied())
+        .unwrap()
+}
+
+fn payload(range: std::ops::Range<usize>) -> Vec<u8> {
+    range.map(|at| (at ^ at >> 8) as u8).collect()
+}
+
+/// A frame to the guest.
+fn frame(len: usize) -> Vec<u8> {
+    let sender = [2, 0, 0, 0, 0, 1];
+    [&MAC[..], &sender, &KIND, &payload(14..len)].concat()
+}
+
+#[test]
+fn a_frame_of_the_guest_arrives() {
+    let host = Host::new(&["vnet_hdr"]);
+    for size in [60, 61, 1514, 60_000] {
+        let guest = host.guest("net-send").with(&format!("size={size}"));
+        guest.run().all_well();
+        let got = host.receive();
+        assert_eq!((got.len(), &got[..6]), (size, &[0xff; 6][..]));
+        assert!(got[14..] == payload(14..size), "another frame of {size}");
+    }
+}
+
+#[test]
+fn frames_of_all_sizes_go_there_and_back() {
+    // The tap device lacks the header, and has several queues: both are put up with.
+    let host = Host::new(&["multi_queue"]);
+    let sizes = [60, 61, 590, 1513, 1514, 2036, 2037, 9000, 65_535];
+    let guest = host
+        .guest("net-echo")
+        .with(&format!("count={}", sizes.len()));
+    let running = guest.start();
+    running.wait_for("net-echo: ready");
+    for size in sizes {
+        let sent = frame(size);
+        host.send(&sent);
+        let got = host.receive();
+        assert_eq!((got.len(), &got[..6]), (size, &sent[6..12]));
+        assert!(got[14..] == sent[14..], "another frame of {size}");
+    }
+    let said = running.end().all_well().said;
+    for (length, buffers) in [(1514, 1), (2036, 1), (2037, 2), (65_535, 33)] {
+        let words = format!("length={length} buffers={buffers}\n");
+        assert!(said.replace('\r', "").contains(&words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn a_tap_device_that_is_down_or_gone_does_no_harm() {
+    let host = Host::new(&["vnet_hdr"]);
+    let guest = host.guest("net-send,net-send");
+    ip(&["link", "set", TAP, "down"]);
+    guest.run().all_well();
+    ip(&["link", "set", TAP, "up"]);
+    let guest = host.guest("net-send,net-send");
+    ip(&["link", "delete", TAP]);
+    guest.run().all_well();
+}
+
+#[test]
+fn a_tap_device_that_is_in_use_or_none_is_refused() {
+    let host = Host::new(&["vnet_hdr"]);
+    let _guest = host.guest("exit");
+    let refused = |name: &str| Tap::open(&name.parse().unwrap()).unwrap_err().to_string();
+    assert_eq!(refused(TAP), "the tap device 'tap0' is in use");
+    assert_eq!(refused("lo"), "the interface 'lo' is no tap device");
+}
+
+#[test]
+fn a_network_device_withstands_every_attack() {
+    let host = Host::new(&["vnet_hdr"]);
+    host.guest("attack").with("kind=1").run().all_well();
+}
