@@ -1,5 +1,5 @@
-//! A virtio-net driver (VIRTIO 1.2 §5.1) and the probes that use it. Options: `size=` of frames,
-//! `count=` of them, `small` for mergeable buffers.
+//! A virtio-net driver (VIRTIO 1.2 §5.1) and the probes that use it. Options: `size=` of the frame to
+//! send, `count=` of frames to send back.
 
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
