@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -88,8 +88,27 @@ impl Polling {
     const LONGEST: Duration = Duration::from_micros(64);
     const SHORTEST: Duration = Duration::from_micros(8);
 
+    /// Calls `found` until it finds something, as long as that is worth it now; says whether it did.
+    pub(crate) fn look<E>(
+        &mut self,
+        mut found: impl FnMut() -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        let Some(window) = self.window() else {
+            return Ok(false);
+        };
+        let begin = Instant::now();
+        while begin.elapsed() < window {
+            if found()? {
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        self.in_vain();
+        Ok(false)
+    }
+
     /// How long to look now; `None` for not at all.
-    pub(crate) fn window(&self) -> Option<Duration> {
+    fn window(&self) -> Option<Duration> {
         (!self.window.is_zero()).then_some(self.window)
     }
 
@@ -101,7 +120,7 @@ impl Polling {
     }
 
     /// The window passed, and nothing came.
-    pub(crate) fn in_vain(&mut self) {
+    fn in_vain(&mut self) {
         self.window /= 2;
         if self.window < Self::SHORTEST {
             self.window = Duration::ZERO;

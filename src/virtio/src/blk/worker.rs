@@ -81,27 +81,15 @@ impl Server {
     /// Looks for new requests and for finished ones a while, if that has been worth it lately.
     /// Says whether there are any.
     fn poll(&mut self, stop: &Stop) -> io::Result<bool> {
-        let Some(window) = self.polling.window() else {
-            return Ok(false);
-        };
-        let begin = Instant::now();
-        loop {
+        self.polling.look(|| {
             if self.queue.has_more() || stop.requested() {
                 return Ok(true);
             }
             if self.engine.in_flight() > 0 {
                 self.engine.flush()?;
-                if self.engine.has_completed() {
-                    self.give_back();
-                    return Ok(true);
-                }
             }
-            if begin.elapsed() >= window {
-                self.polling.in_vain();
-                return Ok(false);
-            }
-            std::hint::spin_loop();
-        }
+            Ok(self.engine.has_completed())
+        })
     }
 
     fn take_in(&mut self) {

@@ -55,7 +55,8 @@ impl Sender {
                 self.wait.wait(EventSet::OUT, -1)?;
                 continue;
             }
-            if self.poll(stop) || self.queue.arm() || stop.requested() {
+            let more = || Ok::<_, io::Error>(self.queue.has_more() || stop.requested());
+            if self.polling.look(more)? || self.queue.arm() || stop.requested() {
                 continue;
             }
             let asleep = Instant::now();
@@ -63,22 +64,6 @@ impl Sender {
             self.polling.woken_after(asleep.elapsed());
         }
         Ok(())
-    }
-
-    /// Looks for more frames a while, if that has been worth it lately.
-    fn poll(&mut self, stop: &Stop) -> bool {
-        let Some(window) = self.polling.window() else {
-            return false;
-        };
-        let begin = Instant::now();
-        while begin.elapsed() < window {
-            if self.queue.has_more() || stop.requested() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        self.polling.in_vain();
-        false
     }
 
     /// Sends what there is. Returns whether the link takes no more at the moment.
