@@ -1,9 +1,11 @@
 //! The data of a request: ranges of guest memory that stay mapped while the kernel works on them.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
+use smallvec::SmallVec;
+use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap, Permissions};
 
 /// The most vectors that one system call takes (`UIO_MAXIOV`).
 const MAX_VECTORS: usize = 1024;
@@ -18,7 +20,7 @@ pub(crate) const MAX_ZEROS: u64 = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct GuestBuffer {
     memory: Arc<GuestMemoryMmap>,
-    ranges: Vec<(GuestAddress, u32)>,
+    ranges: SmallVec<[(GuestAddress, u32); 2]>,
     /// The first range with bytes left.
     at: usize,
     /// Bytes of that range that are done.
@@ -28,7 +30,11 @@ pub struct GuestBuffer {
 
 impl GuestBuffer {
     /// The ranges need not be checked: one outside `memory` makes its request fail.
-    pub fn new(memory: Arc<GuestMemoryMmap>, ranges: Vec<(GuestAddress, u32)>) -> Self {
+    pub fn new(
+        memory: Arc<GuestMemoryMmap>,
+        ranges: impl IntoIterator<Item = (GuestAddress, u32)>,
+    ) -> Self {
+        let ranges: SmallVec<_> = ranges.into_iter().collect();
         let left = ranges.iter().map(|&(_, len)| u64::from(len)).sum();
         Self {
             memory,
@@ -86,7 +92,7 @@ impl GuestBuffer {
         while !bytes.is_empty() {
             let (addr, len) = self.rest().next().ok_or_else(fault)?;
             let (now, later) = bytes.split_at(bytes.len().min(len as usize));
-            self.memory.write_slice(now, addr).map_err(into_io)?;
+            onggi_memory::write_slice(&self.memory, addr, now).map_err(into_io)?;
             self.advance(now.len() as u64);
             bytes = later;
         }
@@ -116,25 +122,22 @@ impl GuestBuffer {
 
     fn vectors(&self, max: u64, access: Permissions) -> io::Result<IoVecs> {
         let mut left = max.min(self.left);
-        let mut list = Vec::with_capacity((self.ranges.len() - self.at).min(MAX_VECTORS));
+        let mut list = SmallVec::new();
         for (addr, len) in self.rest() {
             let want = u64::from(len).min(left) as usize;
-            let slices = self
-                .memory
-                .get_slices(addr, want, access)
-                .map_err(into_io)?;
-            for slice in slices {
-                let slice = slice.map_err(into_io)?;
+            onggi_memory::pieces(&self.memory, addr, want, access, |piece| {
                 if list.len() == MAX_VECTORS {
                     left = 0;
-                    break;
+                    return ControlFlow::Break(());
                 }
                 list.push(libc::iovec {
-                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                    iov_len: slice.len(),
+                    iov_base: piece.ptr_guard_mut().as_ptr().cast(),
+                    iov_len: piece.len(),
                 });
-                left -= slice.len() as u64;
-            }
+                left -= piece.len() as u64;
+                ControlFlow::Continue(())
+            })
+            .map_err(into_io)?;
             if left == 0 {
                 break;
             }
@@ -155,8 +158,11 @@ fn fault() -> io::Error {
 }
 
 /// Vectors whose memory stays mapped as long as they live.
+///
+/// A single one is kept in place: it is handed over by value ([`Self::single`]). More lie on the
+/// heap, where the kernel finds them even when this moves.
 struct IoVecs {
-    list: Vec<libc::iovec>,
+    list: SmallVec<[libc::iovec; 1]>,
     _memory: Option<Arc<GuestMemoryMmap>>,
 }
 
@@ -209,7 +215,7 @@ impl ReadableIoVecs {
     /// `count` zeros, or [`MAX_ZEROS`] if that is less.
     pub(crate) fn zeros(count: u64) -> Self {
         let mut left = count.min(MAX_ZEROS);
-        let mut list = Vec::new();
+        let mut list = SmallVec::new();
         while left > 0 {
             let step = left.min(ZEROS.len() as u64);
             list.push(libc::iovec {

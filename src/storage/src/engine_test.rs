@@ -21,7 +21,7 @@ fn memory() -> Arc<GuestMemoryMmap> {
 
 fn buffer(memory: &Arc<GuestMemoryMmap>, ranges: &[(u64, u32)]) -> GuestBuffer {
     let ranges = ranges.iter().map(|&(a, len)| (GuestAddress(a), len));
-    GuestBuffer::new(memory.clone(), ranges.collect())
+    GuestBuffer::new(memory.clone(), ranges)
 }
 
 fn kick() -> EventFd {

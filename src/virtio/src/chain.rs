@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::{
-    ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions,
+    ByteValued, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions,
     ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 
@@ -88,9 +88,10 @@ impl Chain {
         self.position
     }
 
-    /// Notes that the queue has it back.
-    pub(crate) fn mark_returned(mut self) {
+    /// Notes that the queue has it back, and hands out the list of its segments for use again.
+    pub(crate) fn mark_returned(mut self) -> Vec<Segment> {
         self.returned = true;
+        std::mem::take(&mut self.segments)
     }
 
     /// The guest memory that the chain lies in. Holding it keeps it mapped.
@@ -101,6 +102,13 @@ impl Chain {
     /// Reads the device-readable part from its start.
     pub fn reader(&self) -> Reader<'_> {
         Reader(Cursor::new(&self.memory, &self.segments[..self.readable]))
+    }
+
+    /// Where the last byte of the device-writable part lies.
+    pub(crate) fn last_writable(&self) -> Option<GuestAddress> {
+        let last = self.segments[self.readable..].last()?;
+        // Segments lie in guest memory and are not empty, so that this does not overflow.
+        Some(GuestAddress(last.addr.0 + u64::from(last.len) - 1))
     }
 
     /// Writes the device-writable part from its start.
@@ -192,14 +200,13 @@ impl<'c> Cursor<'c> {
         Ok((first, second))
     }
 
-    fn rest(&self) -> Vec<Segment> {
+    fn rest(&self) -> impl Iterator<Item = Segment> + use<'c> {
         let mut cursor = self.clone();
-        let mut rest = Vec::with_capacity(cursor.segments.len());
-        while let Some(front) = cursor.front() {
-            rest.push(front);
+        std::iter::from_fn(move || {
+            let front = cursor.front()?;
             cursor.advance(front.len);
-        }
-        rest
+            Some(front)
+        })
     }
 
     /// Calls `copy` with one piece of contiguous host memory after another until `max` bytes are
@@ -270,9 +277,7 @@ impl<'c> Reader<'c> {
         let mut at = 0;
         while let Some(front) = self.0.front().filter(|_| at < buffer.len()) {
             let step = (front.len as usize).min(buffer.len() - at);
-            self.0
-                .memory
-                .read_slice(&mut buffer[at..at + step], front.addr)
+            onggi_memory::read_slice(self.0.memory, front.addr, &mut buffer[at..at + step])
                 .map_err(ChainError::Memory)?;
             self.0.advance(step as u32);
             at += step;
@@ -308,7 +313,7 @@ impl<'c> Reader<'c> {
     }
 
     /// Where what remains lies in guest memory, for I/O without a copy.
-    pub fn segments(&self) -> Vec<Segment> {
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + use<'c> {
         self.0.rest()
     }
 
@@ -356,9 +361,7 @@ impl<'c> Writer<'c> {
         let mut at = 0;
         while let Some(front) = self.0.front().filter(|_| at < buffer.len()) {
             let step = (front.len as usize).min(buffer.len() - at);
-            self.0
-                .memory
-                .write_slice(&buffer[at..at + step], front.addr)
+            onggi_memory::write_slice(self.0.memory, front.addr, &buffer[at..at + step])
                 .map_err(ChainError::Memory)?;
             self.0.advance(step as u32);
             at += step;
@@ -392,7 +395,7 @@ impl<'c> Writer<'c> {
     }
 
     /// Where the room left lies in guest memory, for I/O without a copy.
-    pub fn segments(&self) -> Vec<Segment> {
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + use<'c> {
         self.0.rest()
     }
 

@@ -36,7 +36,7 @@ fn structures_may_lie_across_segments() {
         let mut writer = chain.writer();
         writer.write_obj(Le32::from(0x0807_0605)).unwrap();
         assert_eq!((writer.written(), writer.remaining()), (4, 2));
-        let lens: Vec<_> = writer.segments().iter().map(|s| s.len).collect();
+        let lens: Vec<_> = writer.segments().map(|s| s.len).collect();
         assert_eq!(lens, [2]);
     });
 }
@@ -63,14 +63,14 @@ fn what_is_too_short_consumes_nothing() {
 fn both_parts_may_be_empty() {
     with_chain(&[], &[4], |chain| {
         assert_eq!(chain.reader().remaining(), 0);
-        assert_eq!(chain.reader().segments(), []);
+        assert_eq!(chain.reader().segments().next(), None);
         chain.reader().read_exact(&mut []).unwrap();
     });
     with_chain(&[b"x", b"", b"y"], &[], |chain| {
         assert_eq!(chain.writer().remaining(), 0);
-        assert_eq!(chain.writer().segments(), []);
+        assert_eq!(chain.writer().segments().next(), None);
         // A segment is never empty.
-        assert_eq!(chain.reader().segments().len(), 2);
+        assert_eq!(chain.reader().segments().count(), 2);
     });
 }
 

@@ -19,14 +19,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use onggi_memory::{load_u16, store_u16};
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
 };
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap, Le64};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, Segment};
 use crate::device::{Memory, Notifier, QueueLayout, QueueStart, QueueState, StartError};
 use crate::walk::{BadChain, walk};
 
@@ -68,6 +69,8 @@ pub struct Queue {
     announced: u16,
     broken: bool,
     bad_chains: u64,
+    /// Lists of segments to use again: a request costs no allocation.
+    spare: Vec<Vec<Segment>>,
 }
 
 impl Queue {
@@ -106,6 +109,7 @@ impl Queue {
             announced: start.state.next_used,
             broken: false,
             bad_chains: 0,
+            spare: Vec::new(),
         };
         Ok((queue, start.kick))
     }
@@ -133,12 +137,24 @@ impl Queue {
                 }
             };
             let table = GuestAddress(self.rings.desc_table());
-            match walk(&self.snapshot, table, self.size(), head, self.indirect) {
-                Ok((segments, readable)) => {
-                    let memory = self.snapshot.clone();
+            let mut segments = self.spare.pop().unwrap_or_default();
+            let memory = &self.snapshot;
+            match walk(
+                memory,
+                table,
+                self.size(),
+                head,
+                self.indirect,
+                &mut segments,
+            ) {
+                Ok(readable) => {
+                    let memory = memory.clone();
                     return Some(Chain::new(memory, head, position, segments, readable));
                 }
-                Err(bad) => self.refuse(head, bad),
+                Err(bad) => {
+                    self.refuse(head, bad);
+                    self.keep(segments);
+                }
             }
         }
     }
@@ -147,7 +163,7 @@ impl Queue {
     /// into it. The driver hears of it with the next [`Self::notify`].
     pub fn complete(&mut self, chain: Chain, written: u32) {
         self.add_used(chain.head(), written);
-        chain.mark_returned();
+        self.keep(chain.mark_returned());
     }
 
     /// The same for chains that belong together, as the buffers of one frame do (§5.1.6.3.1): a
@@ -157,7 +173,7 @@ impl Queue {
         for (chain, written) in chains {
             if let Some((before, written)) = last.replace((chain, written)) {
                 self.add_unseen(before.head(), written);
-                before.mark_returned();
+                self.keep(before.mark_returned());
             }
         }
         // This one moves the used index, past the others too.
@@ -175,7 +191,7 @@ impl Queue {
             return Err(chain);
         }
         self.rings.set_next_avail(chain.position());
-        chain.mark_returned();
+        self.keep(chain.mark_returned());
         Ok(())
     }
 
@@ -211,10 +227,10 @@ impl Queue {
         if self.broken {
             return false;
         }
-        match self.rings.avail_idx(&*self.snapshot, Ordering::Acquire) {
-            Ok(index) => index.0 != self.rings.next_avail(),
-            Err(error) => {
-                self.fail(&Broken::Ring(error));
+        match self.avail_index() {
+            Ok(index) => index != self.rings.next_avail(),
+            Err(broken) => {
+                self.fail(&broken);
                 false
             }
         }
@@ -251,11 +267,7 @@ impl Queue {
         }
         let slot = u64::from(position % self.size());
         let entry = GuestAddress(self.rings.avail_ring() + 4 + 2 * slot);
-        let head: u16 = self
-            .snapshot
-            .load(entry, Ordering::Acquire)
-            .map_err(Broken::Available)?;
-        let head = u16::from_le(head);
+        let head = load_u16(&self.snapshot, entry, Ordering::Acquire).map_err(Broken::Available)?;
         if head >= self.size() {
             return Err(Broken::Head(head));
         }
@@ -263,15 +275,16 @@ impl Queue {
         Ok(Some((head, position)))
     }
 
+    /// How far the driver has come in the available ring.
+    fn avail_index(&self) -> Result<u16, Broken> {
+        let place = GuestAddress(self.rings.avail_ring() + 2);
+        load_u16(&self.snapshot, place, Ordering::Acquire).map_err(Broken::Available)
+    }
+
     /// Fixes the end of a new batch, and silences kicks while it is worked on.
     fn begin_batch(&mut self) -> Result<u16, Broken> {
         self.snapshot = self.memory.memory().into_inner();
-        let memory = &*self.snapshot;
-        let end = self
-            .rings
-            .avail_idx(memory, Ordering::Acquire)
-            .map_err(Broken::Ring)?
-            .0;
+        let end = self.avail_index()?;
         // Counted from the used index, so that a driver can't have more chains out than fit.
         let outstanding = end.wrapping_sub(self.rings.next_used());
         if outstanding > self.size() {
@@ -279,7 +292,7 @@ impl Queue {
         }
         if end != self.rings.next_avail() {
             self.rings
-                .disable_notification(memory)
+                .disable_notification(&*self.snapshot)
                 .map_err(Broken::Ring)?;
         }
         self.batch = Some(end);
@@ -294,26 +307,28 @@ impl Queue {
         fence(Ordering::SeqCst);
         if self.event_idx {
             let place = self.rings.avail_ring() + 4 + 2 * u64::from(self.size());
-            let event: u16 = memory
-                .load(GuestAddress(place), Ordering::Relaxed)
+            let event = load_u16(memory, GuestAddress(place), Ordering::Relaxed)
                 .map_err(Broken::Available)?;
             // Whether that entry is among those since the last time (§2.7.10).
-            let since = self.announced.wrapping_sub(u16::from_le(event));
+            let since = self.announced.wrapping_sub(event);
             return Ok(since.wrapping_sub(1) < self.announced.wrapping_sub(before));
         }
-        let flags: u16 = memory
-            .load(GuestAddress(self.rings.avail_ring()), Ordering::Relaxed)
-            .map_err(Broken::Available)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let place = GuestAddress(self.rings.avail_ring());
+        let flags = load_u16(memory, place, Ordering::Relaxed).map_err(Broken::Available)?;
+        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
+    /// Fills the next entry of the used ring and shows it, and those before it, to the driver.
     fn add_used(&mut self, head: u16, written: u32) {
+        self.add_unseen(head, written);
         if self.broken {
             return;
         }
-        match self.rings.add_used(&*self.snapshot, head, written) {
+        let place = GuestAddress(self.rings.used_ring() + 2);
+        let index = self.rings.next_used();
+        match store_u16(&self.snapshot, place, index, Ordering::Release) {
             Ok(()) => self.used = true,
-            Err(error) => self.fail(&Broken::Ring(error)),
+            Err(error) => self.fail(&Broken::Used(error)),
         }
     }
 
@@ -325,11 +340,18 @@ impl Queue {
         let next = self.rings.next_used();
         let slot = u64::from(next % self.size());
         let entry = GuestAddress(self.rings.used_ring() + 4 + 8 * slot);
-        let element = u64::from(written) << 32 | u64::from(head);
-        match self.snapshot.write_slice(&element.to_le_bytes(), entry) {
+        let element = Le64::from(u64::from(written) << 32 | u64::from(head));
+        match onggi_memory::write(&self.snapshot, entry, element) {
             Ok(()) => self.rings.set_next_used(next.wrapping_add(1)),
             Err(error) => self.fail(&Broken::Used(error)),
         }
+    }
+
+    /// Keeps the list of a chain's segments for the next one. No more chains are out at once than
+    /// the queue has descriptors, and so no more lists are kept.
+    fn keep(&mut self, mut segments: Vec<Segment>) {
+        segments.clear();
+        self.spare.push(segments);
     }
 
     /// Gives back a chain that breaks the rules.

@@ -4,7 +4,7 @@
 //! at most one indirect table, and keeps nothing of a chain that breaks a rule.
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::chain::Segment;
 
@@ -68,7 +68,7 @@ impl Table {
             len: offset + u64::from(DESCRIPTOR),
         };
         let addr = self.addr.0.checked_add(offset).ok_or(outside)?;
-        memory.read_obj(GuestAddress(addr)).map_err(|_| outside)
+        onggi_memory::read(memory, GuestAddress(addr)).map_err(|_| outside)
     }
 
     /// Checks an indirect descriptor and gives the table it refers to.
@@ -88,21 +88,22 @@ impl Table {
     }
 }
 
-/// Takes the chain that starts at `head` of a queue's table out of guest memory. Returns its
-/// non-empty segments and how many of them, from the first, are device-readable.
+/// Takes the chain that starts at `head` of a queue's table out of guest memory. Adds its non-empty
+/// segments to `segments`, which is empty, and returns how many of them, from the first, are
+/// device-readable.
 pub(crate) fn walk(
     memory: &GuestMemoryMmap,
     table: GuestAddress,
     size: u16,
     head: u16,
     indirect_allowed: bool,
-) -> Result<(Vec<Segment>, usize), BadChain> {
+    segments: &mut Vec<Segment>,
+) -> Result<usize, BadChain> {
     let mut table = Table {
         addr: table,
         len: u32::from(size),
         indirect: false,
     };
-    let mut segments = Vec::new();
     let mut readable = 0;
     let mut writing = false;
     let mut bytes = 0_u32;
@@ -130,7 +131,7 @@ pub(crate) fn walk(
             readable += usize::from(!writing);
         }
         if !descriptor.has_next() {
-            return Ok((segments, readable));
+            return Ok(readable);
         }
         index = descriptor.next();
     }
@@ -143,12 +144,7 @@ fn segment(memory: &GuestMemoryMmap, descriptor: &Descriptor) -> Result<Option<S
     if len == 0 {
         return Ok(None);
     }
-    let access = if descriptor.is_write_only() {
-        Permissions::Write
-    } else {
-        Permissions::Read
-    };
-    if !memory.check_range(addr, len as usize, access) {
+    if !onggi_memory::holds(memory, addr, len as usize) {
         return Err(BadChain::OutsideMemory {
             addr: addr.0,
             len: u64::from(len),

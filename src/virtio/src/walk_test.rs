@@ -15,7 +15,9 @@ fn walk_from(driver: &Driver, head: u16) -> Result<(Vec<Segment>, usize), BadCha
     use vm_memory::GuestAddressSpace;
     let memory = driver.guest.memory().memory().into_inner();
     let table = driver.layout().descriptor_table;
-    walk(&memory, table, SIZE, head, true)
+    let mut segments = Vec::new();
+    let readable = walk(&memory, table, SIZE, head, true, &mut segments)?;
+    Ok((segments, readable))
 }
 
 /// Puts descriptors into an indirect table that descriptor 0 refers to, and walks that.
@@ -146,7 +148,7 @@ fn indirect_descriptors_are_for_those_who_negotiated_them() {
     driver.descriptor(0, BASE, 16, INDIRECT, 0);
     let memory = driver.guest.memory().memory().into_inner();
     let table = driver.layout().descriptor_table;
-    let result = walk(&memory, table, SIZE, 0, false);
+    let result = walk(&memory, table, SIZE, 0, false, &mut Vec::new());
     assert_eq!(result, Err(BadChain::Indirect));
 }
 

@@ -10,7 +10,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::{Le32, Le64};
+use vm_memory::{GuestAddress, Le32, Le64};
 
 use crate::blk::MAX_SERIAL;
 use crate::blk::config::MAX_RANGE_SECTORS;
@@ -45,9 +45,9 @@ impl From<ChainError> for Status {
 #[derive(Debug)]
 pub(crate) struct Pending {
     chain: Chain,
-    /// Bytes of the writable part before the status.
-    data: usize,
-    /// Bytes written there if all goes well.
+    /// Where the status goes: the last byte that the device may write.
+    status: GuestAddress,
+    /// Bytes written before it if all goes well.
     written: usize,
 }
 
@@ -59,11 +59,7 @@ impl Pending {
         } else {
             0
         };
-        let mut writer = self.chain.writer();
-        let answered = writer
-            .skip(self.data)
-            .and_then(|()| writer.write_all(&[status as u8]));
-        let len = match answered {
+        let len = match onggi_memory::write(self.chain.memory(), self.status, status as u8) {
             // A chain has less than 2^32 bytes.
             Ok(()) => u32::try_from(written + 1).unwrap_or(u32::MAX),
             Err(error) => {
@@ -94,13 +90,14 @@ enum Action {
 
 /// Reads and checks a request.
 pub(crate) fn parse(chain: Chain, rules: &Rules) -> Parsed {
-    let Some(data) = chain.writer().remaining().checked_sub(1) else {
+    let Some(status) = chain.last_writable() else {
         return Parsed::Unanswerable(chain);
     };
+    let data = chain.writer().remaining() - 1;
     let action = action(&chain, data, rules);
     let pending = |written| Pending {
         chain,
-        data,
+        status,
         written,
     };
     match action {
@@ -112,9 +109,9 @@ pub(crate) fn parse(chain: Chain, rules: &Rules) -> Parsed {
 
 fn action(chain: &Chain, data: usize, rules: &Rules) -> Result<Action, Status> {
     let mut reader = chain.reader();
-    let kind = u32::from(reader.read_obj::<Le32>()?);
-    reader.skip(size_of::<u32>())?; // reserved
-    let sector = u64::from(reader.read_obj::<Le64>()?);
+    // The type, a reserved word and the sector (§5.2.6).
+    let [kind, _, low, high] = reader.read_obj::<[u32; 4]>()?.map(u32::from_le);
+    let sector = u64::from(high) << 32 | u64::from(low);
     let (room, _status) = chain.writer().split_at(data)?;
     match kind {
         VIRTIO_BLK_T_IN => {
@@ -147,8 +144,8 @@ fn work(request: Request) -> Action {
     }
 }
 
-fn buffer(chain: &Chain, segments: Vec<Segment>) -> GuestBuffer {
-    let ranges = segments.into_iter().map(|s| (s.addr, s.len)).collect();
+fn buffer(chain: &Chain, segments: impl Iterator<Item = Segment>) -> GuestBuffer {
+    let ranges = segments.map(|segment| (segment.addr, segment.len));
     GuestBuffer::new(chain.memory().clone(), ranges)
 }
 

@@ -160,7 +160,8 @@ impl Receiver {
         while self.room < enough {
             let Some(chain) = self.queue.pop() else { break };
             let writer = chain.writer();
-            let (room, segments) = (writer.remaining(), writer.segments());
+            let room = writer.remaining();
+            let segments: Vec<_> = writer.segments().collect();
             // A buffer has room for a header at least, and nothing to read (§5.1.6.3.1).
             let ranges = segments.iter().map(|s| (s.addr, s.len));
             self.vectors.clear();

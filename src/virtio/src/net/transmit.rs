@@ -95,7 +95,7 @@ impl Sender {
         if !(HEADER + 1..=MAX_FRAME).contains(&reader.remaining()) {
             return Err(io::Error::other("its length is not that of a frame"));
         }
-        let ranges = reader.segments().into_iter().map(|s| (s.addr, s.len));
+        let ranges = reader.segments().map(|s| (s.addr, s.len));
         self.frame.clear();
         self.frame
             .push(chain.memory(), ranges)
