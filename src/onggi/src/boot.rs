@@ -10,6 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use onggi_api::VmConfig;
+use onggi_api::config::CacheType;
+use onggi_storage::{Access, Cache};
 use onggi_vmm::{Config, Exit, Handle, Serial, Vm};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -120,7 +122,14 @@ impl Plan {
                     serial: drive.drive_id,
                     spec: DiskSpec {
                         path: drive.path_on_host,
-                        read_only: drive.is_read_only,
+                        access: match drive.is_read_only {
+                            true => Access::ReadOnly,
+                            false => Access::ReadWrite,
+                        },
+                        cache: match drive.cache_type {
+                            CacheType::Unsafe => Cache::Unsafe,
+                            CacheType::Writeback => Cache::Writeback,
+                        },
                     },
                 })
                 .collect(),
@@ -315,11 +324,12 @@ mod tests {
         }
     }
 
-    fn drive(path: &str, read_only: bool, serial: &str) -> Drive {
+    fn drive(path: &str, access: Access, cache: Cache, serial: &str) -> Drive {
         Drive {
             spec: DiskSpec {
                 path: path.into(),
-                read_only,
+                access,
+                cache,
             },
             serial: serial.to_owned(),
         }
@@ -333,7 +343,7 @@ mod tests {
             "-i",
             "I",
             "-d",
-            "a,ro",
+            "a,ro,cache=direct",
             "-d",
             "b",
             "--cpus",
@@ -355,7 +365,10 @@ mod tests {
                 command_line: DEFAULT_COMMAND_LINE.to_owned(),
                 cpus: 2,
                 memory_bytes: 1 << 30,
-                drives: vec![drive("a", true, "disk0"), drive("b", false, "disk1")],
+                drives: vec![
+                    drive("a", Access::ReadOnly, Cache::Direct, "disk0"),
+                    drive("b", Access::ReadWrite, Cache::Writeback, "disk1")
+                ],
                 vsock: Some(VsockSpec {
                     cid: 3,
                     path: "/v".into()
@@ -372,7 +385,8 @@ mod tests {
         let json = br#"{
             "boot-source": {"kernel_image_path": "K", "boot_args": "quiet"},
             "drives": [
-                {"drive_id": "d", "path_on_host": "b", "is_root_device": false},
+                {"drive_id": "d", "path_on_host": "b", "is_root_device": false,
+                 "cache_type": "Writeback"},
                 {"drive_id": "r", "path_on_host": "a", "is_root_device": true, "is_read_only": true}
             ],
             "machine-config": {"vcpu_count": 4, "mem_size_mib": 512},
@@ -381,7 +395,13 @@ mod tests {
         }"#;
         let plan = Plan::from_config(VmConfig::parse(json).unwrap(), None);
         assert_eq!(plan.command_line, "quiet root=/dev/vda ro");
-        assert_eq!(plan.drives, [drive("a", true, "r"), drive("b", false, "d")]);
+        assert_eq!(
+            plan.drives,
+            [
+                drive("a", Access::ReadOnly, Cache::Unsafe, "r"),
+                drive("b", Access::ReadWrite, Cache::Writeback, "d")
+            ]
+        );
         assert_eq!(plan.net, ["tap=t".parse().unwrap()]);
         assert_eq!((plan.cpus, plan.memory_bytes), (4, 512 << 20));
         assert_eq!(plan.console, Console::File("/console".into()));

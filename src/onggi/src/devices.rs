@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use onggi_image::DiskImage;
 use onggi_network::{Mac, Tap, TapError};
-use onggi_storage::{Access, Disk, DiskError, Partition};
+use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
 use onggi_virtio::blk::{Block, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
@@ -71,6 +71,9 @@ impl Explain for Error {
             Error::Tap(TapError::InUse(_)) => {
                 Some("stop what uses it, or give each VM a tap device of its own".to_owned())
             }
+            Error::Disk(DiskError::NoDirect(..)) => {
+                Some("use cache=writeback, or another file system".to_owned())
+            }
             Error::Disk(_) if io_kind(self) == Some(io::ErrorKind::PermissionDenied) => {
                 Some("a disk that you can't write to needs ',ro'".to_owned())
             }
@@ -107,7 +110,8 @@ pub fn for_container(
         })
         .collect();
     let guest = Disk::open(guest, Access::ReadOnly)?;
-    let scratch = Disk::open(scratch, Access::ReadWrite)?;
+    // It has no name, and so does not outlive the VM: nothing on it needs to reach the host's disk.
+    let scratch = Disk::open_with(scratch, Access::ReadWrite, Cache::Unsafe)?;
     Ok(vec![
         block(guest, GUEST_DISK, vcpus)?,
         block(Disk::gpt(&partitions)?, LAYERS_DISK, vcpus)?,
@@ -120,7 +124,7 @@ pub fn for_container(
 /// A disk of a plain microVM.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Drive {
-    /// The file, and whether the guest may write to it.
+    /// The file, and how it is used.
     pub spec: DiskSpec,
     /// The serial number that the guest sees.
     pub serial: String,
@@ -139,11 +143,12 @@ pub fn for_microvm(
 ) -> Result<(Devices, Option<SocketFile>), Error> {
     let mut devices: Devices = Vec::new();
     for drive in drives {
-        let access = match drive.spec.read_only {
-            true => Access::ReadOnly,
-            false => Access::ReadWrite,
-        };
-        let disk = Disk::open(&drive.spec.path, access)?;
+        let DiskSpec {
+            path,
+            access,
+            cache,
+        } = &drive.spec;
+        let disk = Disk::open_with(path, *access, *cache)?;
         devices.push(block(disk, &drive.serial, vcpus)?);
     }
     for spec in nets {
@@ -236,7 +241,8 @@ mod tests {
         let drive = |path: &str| Drive {
             spec: DiskSpec {
                 path: path.into(),
-                read_only: true,
+                access: Access::ReadOnly,
+                cache: Cache::Writeback,
             },
             serial: "a".repeat(40),
         };

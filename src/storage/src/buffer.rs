@@ -7,11 +7,17 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap, Permissions};
 
+use crate::direct::Alignment;
+
 /// The most vectors that one system call takes (`UIO_MAXIOV`).
 const MAX_VECTORS: usize = 1024;
 
-/// Zeros for file systems that can't make zeros themselves.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// Zeros for file systems that can't make zeros themselves, aligned for direct I/O.
+static ZEROS: Zeros = Zeros([0; 64 << 10]);
+
+#[repr(align(65536))]
+struct Zeros([u8; 64 << 10]);
+
 /// The most zeros written by one call.
 pub(crate) const MAX_ZEROS: u64 = 1 << 20;
 
@@ -99,12 +105,42 @@ impl GuestBuffer {
         Ok(())
     }
 
+    /// Copies the front to `bytes`, and stays where it is.
+    pub(crate) fn peek(&self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut bytes = bytes;
+        for (addr, len) in self.rest() {
+            let count = bytes.len().min(len as usize);
+            let (now, later) = bytes.split_at_mut(count);
+            onggi_memory::read_slice(&self.memory, addr, now).map_err(into_io)?;
+            bytes = later;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+        }
+        if bytes.is_empty() {
+            Ok(())
+        } else {
+            Err(fault())
+        }
+    }
+
+    /// Whether direct I/O can take `len` bytes from the front as they lie: the kernel wants every
+    /// piece to begin and to end so. Guest memory is mapped in whole pages.
+    pub(crate) fn is_aligned(&self, len: u64, align: Alignment) -> bool {
+        let mut left = len;
+        self.rest().all(|(addr, len)| {
+            let len = u64::from(len).min(left);
+            left -= len;
+            len == 0 || (addr.0.is_multiple_of(align.memory) && len.is_multiple_of(align.offset))
+        })
+    }
+
     /// Writes `count` zeros to the front, and goes past them.
     pub(crate) fn fill_zeros(&mut self, count: u64) -> io::Result<()> {
         let mut left = count;
         while left > 0 {
-            let step = left.min(ZEROS.len() as u64);
-            self.fill(&ZEROS[..step as usize])?;
+            let step = left.min(ZEROS.0.len() as u64);
+            self.fill(&ZEROS.0[..step as usize])?;
             left -= step;
         }
         Ok(())
@@ -217,9 +253,9 @@ impl ReadableIoVecs {
         let mut left = count.min(MAX_ZEROS);
         let mut list = SmallVec::new();
         while left > 0 {
-            let step = left.min(ZEROS.len() as u64);
+            let step = left.min(ZEROS.0.len() as u64);
             list.push(libc::iovec {
-                iov_base: ZEROS.as_ptr().cast_mut().cast(),
+                iov_base: ZEROS.0.as_ptr().cast_mut().cast(),
                 iov_len: step as usize,
             });
             left -= step;

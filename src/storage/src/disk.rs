@@ -12,9 +12,10 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::file::{Access, DiskFile};
+use crate::direct::Alignment;
+use crate::file::{Access, Cache, DiskFile};
 use crate::gpt::{self, Partition};
 
 /// Bytes of a sector, the unit in which guests address a disk.
@@ -40,6 +41,9 @@ pub enum DiskError {
         /// What it is instead.
         kind: &'static str,
     },
+    /// Its file system or device can't bypass the page cache.
+    #[error("the disk {} can't be used without the page cache", .0.display())]
+    NoDirect(PathBuf, #[source] io::Error),
     /// It has less than one sector.
     #[error("the disk {} is empty", .0.display())]
     Empty(PathBuf),
@@ -107,20 +111,32 @@ pub struct Disk {
     extents: Vec<Extent>,
     len: u64,
     access: Access,
+    cache: Cache,
+    /// Held while parts of blocks are written.
+    partial_writes: Mutex<()>,
 }
 
 impl Disk {
-    /// Opens a raw file or block device. A disk that is written is locked against every other user,
-    /// one that is only read against writers (advisory, `flock`).
+    /// Opens a raw file or block device, to be used through the page cache. A disk that is written
+    /// is locked against every other user, one that is only read against writers (advisory,
+    /// `flock`).
     ///
     /// # Errors
     /// See [`DiskError`].
     pub fn open(path: &Path, access: Access) -> Result<Self, DiskError> {
-        let file = DiskFile::open(path, access)?;
-        let len = file.len - file.len % SECTOR;
+        Self::open_with(path, access, Cache::default())
+    }
+
+    /// The same, with the choice of what the host keeps in memory.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn open_with(path: &Path, access: Access, cache: Cache) -> Result<Self, DiskError> {
+        let file = DiskFile::open(path, access, cache)?;
+        let len = file.len - file.len % file.block_size();
         if len != file.len {
             let lost = file.len - len;
-            tracing::warn!(path = %path.display(), "the last {lost} bytes are no whole sector");
+            tracing::warn!(path = %path.display(), "the last {lost} bytes are no whole block");
         }
         let whole = Extent {
             start: 0,
@@ -135,6 +151,8 @@ impl Disk {
             extents: vec![whole],
             len,
             access,
+            cache,
+            partial_writes: Mutex::default(),
         })
     }
 
@@ -146,7 +164,7 @@ impl Disk {
     pub fn gpt(partitions: &[Partition]) -> Result<Self, DiskError> {
         let files = partitions
             .iter()
-            .map(|partition| DiskFile::open(&partition.path, Access::ReadOnly))
+            .map(|partition| DiskFile::open(&partition.path, Access::ReadOnly, Cache::Writeback))
             .collect::<Result<Vec<_>, _>>()?;
         let parts: Vec<_> = partitions
             .iter()
@@ -159,6 +177,8 @@ impl Disk {
             extents,
             len,
             access: Access::ReadOnly,
+            cache: Cache::Writeback,
+            partial_writes: Mutex::default(),
         })
     }
 
@@ -172,6 +192,29 @@ impl Disk {
     /// Whether it can't be written.
     pub fn read_only(&self) -> bool {
         self.access == Access::ReadOnly
+    }
+
+    /// Whether a flush makes data durable. Where it doesn't, it does nothing.
+    pub fn flushes(&self) -> bool {
+        !self.read_only() && self.cache != Cache::Unsafe
+    }
+
+    /// The unit in bytes, at least [`SECTOR`], in which it is read and written at no extra cost.
+    pub fn block_size(&self) -> u64 {
+        let sizes = self.files.iter().map(DiskFile::block_size);
+        sizes.max().unwrap_or(SECTOR)
+    }
+
+    /// What requests to a file must be aligned to, where they bypass the page cache.
+    pub(crate) fn direct(&self, index: u32) -> Option<Alignment> {
+        self.files.get(index as usize)?.direct
+    }
+
+    /// Keeps others from writing parts of blocks.
+    pub(crate) fn lock_partial_writes(&self) -> MutexGuard<'_, ()> {
+        // It guards no data.
+        let lock = self.partial_writes.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The files that it is made of.

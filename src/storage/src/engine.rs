@@ -248,7 +248,8 @@ impl<T> Engine<T> {
 /// Makes a call at once if it is a write that needs not wait.
 fn make_quickly(disk: &Disk, call: &Call, quick: &mut QuickWrites) -> Option<io::Result<usize>> {
     match &call.kind {
-        CallKind::Write { from, .. } if !call.retried => {
+        // One that bypasses the page cache always waits.
+        CallKind::Write { from, .. } if !call.retried && disk.direct(call.file).is_none() => {
             quick.make(from.len(), || make_call(disk, call))
         }
         _ => None,

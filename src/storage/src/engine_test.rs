@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
-use crate::file::Access;
+use crate::file::{Access, Cache};
 use crate::gpt::Partition;
 
 const MIB: u64 = 1 << 20;
@@ -240,6 +240,131 @@ fn a_file_cut_short_fails_reads_and_nothing_else() {
 }
 
 #[test]
+fn direct_requests_need_not_be_aligned() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    direct_requests_in(&path, &path);
+}
+
+#[test]
+fn direct_requests_to_large_blocks_need_not_be_aligned() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backing");
+    File::create(&file).unwrap().set_len(MIB).unwrap();
+    let Some(device) = LoopDevice::attach_with(&file, &["--sector-size", "4096"]) else {
+        eprintln!("skipped: no loop devices for this user");
+        return;
+    };
+    let disk = direct_requests_in(&device.0, &file);
+    assert_eq!(disk.block_size(), 4096);
+}
+
+/// Requests of every shape to a disk that bypasses the page cache. `content` is the file behind it.
+fn direct_requests_in(path: &Path, content: &Path) -> Arc<Disk> {
+    let mut want = pattern(MIB as usize);
+    fs::write(path, &want).unwrap();
+    let disk = Disk::open_with(path, Access::ReadWrite, Cache::Direct).unwrap();
+    let disk = Arc::new(disk);
+    let memory = memory();
+    for mut engine in engines(&disk) {
+        for (turn, (offset, ranges)) in [
+            (0, &[(0, 4096)][..]),
+            (4096, &[(0x1000, 65536)]),
+            (512, &[(0x1000, 512)]),
+            (3584, &[(0x1000, 1024)]),
+            (1024, &[(0x1001, 4096)]),
+            (8192, &[(7, 1), (0x100, 4000), (0x2003, 95)]),
+            (MIB - 512, &[(0x3000, 512)]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let len: u32 = ranges.iter().map(|&(_, len)| len).sum();
+            let place = offset as usize..(offset + u64::from(len)) as usize;
+            let buffer = || buffer(&memory, ranges);
+            let read = Request::Read {
+                offset,
+                buffer: buffer(),
+            };
+            run(&mut engine, read).unwrap();
+            let mut got = Vec::new();
+            for &(addr, len) in ranges {
+                let mut part = vec![0; len as usize];
+                memory.read_slice(&mut part, GuestAddress(addr)).unwrap();
+                got.extend(part);
+            }
+            assert_eq!(got, want[place.clone()]);
+
+            for &(addr, len) in ranges {
+                let part = vec![turn as u8 + 1; len as usize];
+                memory.write_slice(&part, GuestAddress(addr)).unwrap();
+            }
+            let write = Request::Write {
+                offset,
+                buffer: buffer(),
+            };
+            run(&mut engine, write).unwrap();
+            want[place].fill(turn as u8 + 1);
+        }
+        let (offset, len, unmap) = (1536, 20480, false);
+        run(&mut engine, Request::WriteZeroes { offset, len, unmap }).unwrap();
+        want[1536..1536 + 20480].fill(0);
+        run(&mut engine, Request::Flush).unwrap();
+        assert!(fs::read(content).unwrap() == want);
+    }
+    disk
+}
+
+#[test]
+fn parts_of_one_block_are_written_by_many_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("backing");
+    File::create(&file).unwrap().set_len(MIB).unwrap();
+    let Some(device) = LoopDevice::attach_with(&file, &["--sector-size", "4096"]) else {
+        eprintln!("skipped: no loop devices for this user");
+        return;
+    };
+    let disk = Disk::open_with(&device.0, Access::ReadWrite, Cache::Direct).unwrap();
+    let disk = Arc::new(disk);
+    let memory = memory();
+    std::thread::scope(|scope| {
+        for worker in 0..8_u64 {
+            let (disk, memory) = (&disk, &memory);
+            scope.spawn(move || {
+                let mut engine = Engine::new(disk.clone(), 4, kick()).unwrap();
+                let addr = 0x1000 * (worker + 1);
+                let bytes = [worker as u8 + 1; 512];
+                memory.write_slice(&bytes, GuestAddress(addr)).unwrap();
+                for block in 0..16 {
+                    let offset = block * 4096 + worker * 512;
+                    let buffer = buffer(memory, &[(addr, 512)]);
+                    run(&mut engine, Request::Write { offset, buffer }).unwrap();
+                }
+            });
+        }
+    });
+    let got = fs::read(&file).unwrap();
+    for (at, byte) in got[..16 * 4096].iter().enumerate() {
+        assert_eq!(usize::from(*byte), at / 512 % 8 + 1, "at {at}");
+    }
+}
+
+#[test]
+fn an_unsafe_disk_does_not_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    fs::write(&path, pattern(4096)).unwrap();
+    let open = |cache| Disk::open_with(&path, Access::ReadWrite, cache).unwrap();
+    assert!(open(Cache::Writeback).flushes());
+    assert!(open(Cache::Direct).flushes());
+    let disk = Arc::new(open(Cache::Unsafe));
+    assert!(!disk.flushes());
+    for mut engine in engines(&disk) {
+        run(&mut engine, Request::Flush).unwrap();
+    }
+}
+
+#[test]
 fn zeros_and_holes() {
     let dir = tempfile::tempdir().unwrap();
     zeros_and_holes_in(&dir.path().join("disk"));
@@ -269,9 +394,13 @@ struct LoopDevice(PathBuf);
 
 impl LoopDevice {
     fn attach(file: &Path) -> Option<Self> {
+        Self::attach_with(file, &[])
+    }
+
+    fn attach_with(file: &Path, options: &[&str]) -> Option<Self> {
         let losetup = Command::new("losetup")
-            .arg("-f")
-            .arg("--show")
+            .args(options)
+            .args(["-f", "--show"])
             .arg(file)
             .output();
         let output = losetup.ok().filter(|output| output.status.success())?;

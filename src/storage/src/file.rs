@@ -2,11 +2,12 @@
 
 use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::direct::Alignment;
 use crate::disk::{DiskError, SECTOR};
 use crate::sys;
 
@@ -24,45 +25,67 @@ pub enum Access {
     ReadWrite,
 }
 
+/// What the host keeps in memory of a disk, and what a flush does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cache {
+    /// Data goes through the host's page cache; a flush makes it durable.
+    #[default]
+    Writeback,
+    /// Data bypasses the page cache; a flush makes it durable.
+    Direct,
+    /// Data goes through the page cache; a flush does nothing. What was written survives the monitor's
+    /// end but not the host's.
+    Unsafe,
+}
+
 /// An open, locked file or block device.
 #[derive(Debug)]
 pub(crate) struct DiskFile {
     pub(crate) path: PathBuf,
     pub(crate) file: File,
+    /// What requests must be aligned to, where they bypass the page cache.
+    pub(crate) direct: Option<Alignment>,
     /// Length in bytes when it was opened.
     pub(crate) len: u64,
 }
 
 impl DiskFile {
     /// Opens `path`. The advisory lock (`flock`) lasts until the file is closed.
-    pub(crate) fn open(path: &Path, access: Access) -> Result<Self, DiskError> {
+    pub(crate) fn open(path: &Path, access: Access, cache: Cache) -> Result<Self, DiskError> {
         let fail = |source| DiskError::Open {
             path: path.to_owned(),
             source,
         };
         // Looked at before it is opened: opening a FIFO would wait for its other end.
         check_type(path, fs::metadata(path).map_err(fail)?.file_type())?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .open(path)
-            .map_err(fail)?;
-        let metadata = file.metadata().map_err(fail)?;
-        check_type(path, metadata.file_type())?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(access == Access::ReadWrite);
+        let direct = cache == Cache::Direct;
+        if direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        let file = options.open(path).map_err(|source| match direct {
+            true if cannot_bypass(&source) => DiskError::NoDirect(path.to_owned(), source),
+            _ => fail(source),
+        })?;
+        check_type(path, file.metadata().map_err(fail)?.file_type())?;
         lock(path, &file, access)?;
-        let len = if metadata.file_type().is_block_device() {
-            sys::block_device_len(&file).map_err(fail)?
-        } else {
-            metadata.len()
+        let direct = direct.then(|| Alignment::of(&file)).transpose();
+        let disk_file = Self {
+            path: path.to_owned(),
+            direct: direct.map_err(|source| DiskError::NoDirect(path.to_owned(), source))?,
+            len: length(&file).map_err(fail)?,
+            file,
         };
-        if len < SECTOR {
+        if disk_file.len < disk_file.block_size() {
             return Err(DiskError::Empty(path.to_owned()));
         }
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            len,
-        })
+        Ok(disk_file)
+    }
+
+    /// The smallest unit, in bytes, that can be read and written without touching what is beside it.
+    pub(crate) fn block_size(&self) -> u64 {
+        self.direct.map_or(SECTOR, |align| align.offset)
     }
 }
 
@@ -72,6 +95,16 @@ impl Drop for DiskFile {
     fn drop(&mut self) {
         // Where there are no locks there is nothing to undo.
         let _ = self.file.unlock();
+    }
+}
+
+/// The length in bytes of a file or block device.
+fn length(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_block_device() {
+        sys::block_device_len(file)
+    } else {
+        Ok(metadata.len())
     }
 }
 
@@ -121,6 +154,11 @@ fn locked(path: &Path, result: Result<(), TryLockError>) -> Result<(), DiskError
             source,
         }),
     }
+}
+
+/// What file systems say that have no direct I/O.
+fn cannot_bypass(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 /// Some network file systems have no locks at all; a disk on them is used without.

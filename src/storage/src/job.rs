@@ -6,10 +6,13 @@
 use std::io;
 
 use crate::buffer::{GuestBuffer, MAX_ZEROS, ReadableIoVecs, WritableIoVecs};
+use crate::direct::Alignment;
 use crate::disk::{Disk, Source};
 use crate::engine::Request;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+/// The most bytes that are bounced at once.
+const MAX_BOUNCE: u64 = 1 << 20;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// A system call to make on a file of the disk, and the memory that it works on.
@@ -108,7 +111,7 @@ impl Job {
             .is_some_and(|end| end <= disk.len());
         match self.work {
             _ if !inside => Some(Err(os_error(libc::EINVAL))),
-            Work::Sync => disk.read_only().then_some(Ok(())),
+            Work::Sync => (!disk.flushes()).then_some(Ok(())),
             Work::Read(_) => (self.left == 0).then_some(Ok(())),
             _ if disk.read_only() => Some(Err(os_error(libc::EROFS))),
             _ => (self.left == 0).then_some(Ok(())),
@@ -147,6 +150,11 @@ impl Job {
             }
             Source::Zeros => return self.fill(|buffer| buffer.fill_zeros(len), len),
         };
+        if let Some(align) = disk.direct(file)
+            && !self.is_aligned(offset, len, align)
+        {
+            return self.bounce(disk, file, offset, len, align);
+        }
         let kind = match &self.work {
             Work::Read(buffer) => CallKind::Read {
                 into: buffer.writable(len)?,
@@ -190,6 +198,52 @@ impl Job {
         Ok(None)
     }
 
+    /// Whether direct I/O takes the next call as it is.
+    fn is_aligned(&self, offset: u64, len: u64, align: Alignment) -> bool {
+        match &self.work {
+            Work::Read(buffer) | Work::Write(buffer) => {
+                align.is_whole(offset, len) && buffer.is_aligned(len, align)
+            }
+            Work::WriteZeros => align.is_whole(offset, len),
+            Work::Sync | Work::Punch(_) | Work::ZeroRange => true,
+        }
+    }
+
+    /// Carries out a piece that direct I/O can't take, through memory that it can. This waits: it is
+    /// rare, as guests are told what is aligned.
+    fn bounce(
+        &mut self,
+        disk: &Disk,
+        file: u32,
+        offset: u64,
+        len: u64,
+        align: Alignment,
+    ) -> io::Result<Option<Call>> {
+        let file = disk.file(file).ok_or(io::ErrorKind::NotFound)?;
+        let mut bytes = vec![0; len.min(MAX_BOUNCE) as usize];
+        match &mut self.work {
+            Work::Read(buffer) => {
+                let got = align.read(file, &mut bytes, offset)?;
+                if got == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                bytes.truncate(got);
+                buffer.fill(&bytes)?;
+            }
+            work => {
+                if let Work::Write(buffer) = work {
+                    buffer.peek(&mut bytes)?;
+                    buffer.advance(bytes.len() as u64);
+                }
+                let _guard = disk.lock_partial_writes();
+                align.write(file, &bytes, offset)?;
+            }
+        }
+        self.offset += bytes.len() as u64;
+        self.left -= bytes.len() as u64;
+        Ok(None)
+    }
+
     /// Takes the result of the last call: bytes, or an error.
     pub(crate) fn called(&mut self, result: io::Result<usize>) {
         match result {
@@ -228,11 +282,13 @@ impl Job {
         match (error.raw_os_error(), &self.work) {
             (Some(libc::EINTR), _) => self.retried = true,
             (Some(libc::EAGAIN), _) if !self.retried => self.retried = true,
-            (Some(libc::EOPNOTSUPP), Work::Punch(WithoutHoles::Ignore)) => self.end = Some(Ok(())),
-            (Some(libc::EOPNOTSUPP), Work::Punch(WithoutHoles::Zero)) => {
-                self.work = Work::ZeroRange;
-            }
-            (Some(libc::EOPNOTSUPP), Work::ZeroRange) => self.work = Work::WriteZeros,
+            // Not at all, or, of a block device, not for parts of its blocks.
+            (Some(libc::EOPNOTSUPP | libc::EINVAL), work) => match work {
+                Work::Punch(WithoutHoles::Ignore) => self.end = Some(Ok(())),
+                Work::Punch(WithoutHoles::Zero) => self.work = Work::ZeroRange,
+                Work::ZeroRange => self.work = Work::WriteZeros,
+                _ => self.end = Some(Err(error)),
+            },
             _ => self.end = Some(Err(error)),
         }
     }

@@ -6,6 +6,7 @@
 //! ways to make a [`Disk`] out of extents.
 
 mod buffer;
+mod direct;
 mod disk;
 mod engine;
 mod file;
@@ -18,5 +19,5 @@ mod sys;
 pub use buffer::GuestBuffer;
 pub use disk::{Disk, DiskError, SECTOR};
 pub use engine::{Completion, Engine, EngineError, Request};
-pub use file::Access;
+pub use file::{Access, Cache};
 pub use gpt::{MAX_PARTITIONS, Partition};

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 
 use crate::buffer::{ReadableIoVecs, WritableIoVecs};
@@ -17,6 +18,33 @@ pub(crate) fn block_device_len(file: &File) -> io::Result<u64> {
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut len) };
     check(result as isize)?;
     Ok(len)
+}
+
+/// What direct I/O on `file` must be aligned to, in memory and in the file; both are 0 where the file
+/// has none. `None` where the kernel doesn't say.
+pub(crate) fn direct_alignment(file: &File) -> io::Result<Option<(u64, u64)>> {
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty string, so that the open file is meant, and `found` has room for
+    // what the kernel writes.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            found.as_mut_ptr(),
+        )
+    };
+    check(result as isize)?;
+    // SAFETY: a statx of zeros is valid, and so is one that the kernel has filled in.
+    let found = unsafe { found.assume_init() };
+    let told = found.stx_mask & libc::STATX_DIOALIGN != 0;
+    Ok(told.then(|| {
+        (
+            found.stx_dio_mem_align.into(),
+            found.stx_dio_offset_align.into(),
+        )
+    }))
 }
 
 /// Reads at `offset` into guest memory.

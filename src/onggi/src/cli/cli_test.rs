@@ -1,5 +1,7 @@
 use clap::CommandFactory;
 
+use onggi_storage::Access;
+
 use super::*;
 
 fn parse(line: &[&str]) -> Result<Command, UsageError> {
@@ -50,7 +52,8 @@ fn defaults() {
         panic!();
     };
     assert_eq!((args.cpus, args.memory), (1, MemorySize(128 << 20)));
-    assert!(args.disk[0].read_only && !args.disk[1].read_only);
+    assert_eq!(args.disk[0].access, Access::ReadOnly);
+    assert_eq!(args.disk[1].access, Access::ReadWrite);
     assert_eq!(args.console, None);
 }
 

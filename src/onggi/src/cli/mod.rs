@@ -160,7 +160,8 @@ pub struct BootArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "config")]
     pub initrd: Option<PathBuf>,
     /// A raw file or block device as a disk, read-only with ',ro'; the first is /dev/vda
-    #[arg(short, long, value_name = "FILE[,ro]", conflicts_with = "config")]
+    #[arg(short, long, value_name = "FILE[,ro][,cache=MODE]")]
+    #[arg(conflicts_with = "config")]
     pub disk: Vec<DiskSpec>,
     /// The kernel's command line
     #[arg(short, long, value_name = "LINE", conflicts_with = "config")]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use onggi_network::{Mac, MacError, TapName, TapNameError};
+use onggi_storage::{Access, Cache};
 use onggi_virtio::net::MIN_MTU;
 
 /// The largest number of vCPUs.
@@ -20,8 +21,10 @@ pub enum ValueError {
     TooLarge,
     #[error("a VM needs at least 1m of memory")]
     TooSmall,
-    #[error("after the file of a disk, only ',ro' or ',rw' may follow")]
+    #[error("after the file of a disk may follow ',ro', ',rw' and ',cache=MODE'")]
     DiskOption,
+    #[error("a disk's cache is writeback, direct or unsafe")]
+    Cache,
     #[error("the name of the file is missing")]
     NoFile,
     #[error("a vsock device is CID,PATH, such as 3,/tmp/v.sock")]
@@ -29,7 +32,7 @@ pub enum ValueError {
     #[error("a network device is tap=NAME[,mac=ADDRESS][,mtu=N], such as tap=tap0")]
     Net,
     #[error("'{0}' is given twice")]
-    NetTwice(&'static str),
+    Twice(&'static str),
     #[error("an MTU is from {MIN_MTU} to 65535")]
     Mtu,
     #[error(transparent)]
@@ -111,26 +114,46 @@ fn fraction_of(digits: &str, shift: u32) -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {
     pub path: PathBuf,
-    pub read_only: bool,
+    pub access: Access,
+    pub cache: Cache,
 }
 
 impl FromStr for DiskSpec {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<DiskSpec, ValueError> {
-        let (path, read_only) = match text.rsplit_once(',') {
-            Some((path, "ro")) => (path, true),
-            Some((path, "rw")) => (path, false),
-            Some(_) => return Err(ValueError::DiskOption),
-            None => (text, false),
-        };
+        let mut words = text.split(',');
+        let first = words.next().unwrap_or_default();
+        let path = first.strip_prefix("path=").unwrap_or(first);
         if path.is_empty() {
             return Err(ValueError::NoFile);
         }
+        let (mut access, mut cache) = (None, None);
+        for word in words {
+            let twice = match word.split_once('=') {
+                None if word == "ro" => access.replace(Access::ReadOnly).map(|_| "ro"),
+                None if word == "rw" => access.replace(Access::ReadWrite).map(|_| "rw"),
+                Some(("cache", mode)) => cache.replace(cache_mode(mode)?).map(|_| "cache"),
+                _ => return Err(ValueError::DiskOption),
+            };
+            if let Some(key) = twice {
+                return Err(ValueError::Twice(key));
+            }
+        }
         Ok(DiskSpec {
             path: path.into(),
-            read_only,
+            access: access.unwrap_or(Access::ReadWrite),
+            cache: cache.unwrap_or_default(),
         })
+    }
+}
+
+fn cache_mode(text: &str) -> Result<Cache, ValueError> {
+    match text {
+        "writeback" => Ok(Cache::Writeback),
+        "direct" => Ok(Cache::Direct),
+        "unsafe" => Ok(Cache::Unsafe),
+        _ => Err(ValueError::Cache),
     }
 }
 
@@ -185,7 +208,7 @@ impl FromStr for NetSpec {
                 _ => return Err(ValueError::Net),
             };
             if let Some(key) = twice {
-                return Err(ValueError::NetTwice(key));
+                return Err(ValueError::Twice(key));
             }
         }
         let tap = tap.ok_or(ValueError::Net)?;

@@ -53,19 +53,40 @@ fn numbers_of_cpus() {
 
 #[test]
 fn disks() {
-    let disk = |path: &str, read_only| {
+    let disk = |access, cache| {
         Ok(DiskSpec {
-            path: path.into(),
-            read_only,
+            path: "a.img".into(),
+            access,
+            cache,
         })
     };
-    assert_eq!("a.img".parse(), disk("a.img", false));
-    assert_eq!("a.img,ro".parse(), disk("a.img", true));
-    assert_eq!("a,b,rw".parse(), disk("a,b", false));
-    assert_eq!("a,rx".parse::<DiskSpec>(), Err(ValueError::DiskOption));
-    for text in ["", ",ro"] {
-        assert_eq!(text.parse::<DiskSpec>(), Err(ValueError::NoFile));
+    let (rw, ro) = (Access::ReadWrite, Access::ReadOnly);
+    for (text, access, cache) in [
+        ("a.img", rw, Cache::Writeback),
+        ("path=a.img,rw", rw, Cache::Writeback),
+        ("a.img,ro", ro, Cache::Writeback),
+        ("a.img,cache=direct,ro", ro, Cache::Direct),
+        ("path=a.img,cache=unsafe", rw, Cache::Unsafe),
+        ("a.img,cache=writeback", rw, Cache::Writeback),
+    ] {
+        assert_eq!(text.parse(), disk(access, cache), "{text}");
     }
+    let error = |text: &str| text.parse::<DiskSpec>().unwrap_err();
+    for text in ["a,rx", "a,b,rw", "a,", "a,ro=1", "a,path=b"] {
+        assert_eq!(error(text), ValueError::DiskOption, "{text}");
+    }
+    for text in ["", ",ro", "path=", "path=,ro"] {
+        assert_eq!(error(text), ValueError::NoFile, "{text}");
+    }
+    for text in ["a,cache", "a,cache=", "a,cache=none"] {
+        let want = [ValueError::Cache, ValueError::DiskOption];
+        assert!(want.contains(&error(text)), "{text}");
+    }
+    assert_eq!(error("a,ro,rw"), ValueError::Twice("rw"));
+    assert_eq!(
+        error("a,cache=direct,cache=direct"),
+        ValueError::Twice("cache")
+    );
 }
 
 #[test]
@@ -104,7 +125,7 @@ fn network_devices() {
     for mtu in ["", "67", "65536", "-1", "x"] {
         assert_eq!(error(&format!("tap=t,mtu={mtu}")), ValueError::Mtu);
     }
-    assert_eq!(error("tap=t,tap=u"), ValueError::NetTwice("tap"));
+    assert_eq!(error("tap=t,tap=u"), ValueError::Twice("tap"));
     assert_eq!(error("tap="), ValueError::Tap(TapNameError::Length));
     assert_eq!(error("tap=t,mac=1"), ValueError::Mac(MacError::Form));
 }

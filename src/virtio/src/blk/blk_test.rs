@@ -2,12 +2,12 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::LazyLock;
 
-use onggi_storage::Access;
+use onggi_storage::{Access, Cache};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use vm_memory::GuestAddress;
 
@@ -190,6 +190,29 @@ fn says_what_the_disk_is() {
         let most = if read_only { 0 } else { 1 << 21 };
         assert_eq!((word(config, 36), word(config, 48)), (most, most));
         assert_eq!(config[56], u8::from(!read_only));
+    }
+}
+
+#[test]
+fn only_a_disk_that_flushes_offers_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    fs::write(&path, pattern()).unwrap();
+    for (cache, flushes) in [
+        (Cache::Writeback, true),
+        (Cache::Direct, true),
+        (Cache::Unsafe, false),
+    ] {
+        let disk = Disk::open_with(&path, Access::ReadWrite, cache).unwrap();
+        let (unit, most) = (disk.block_size() as u32, disk.block_size().max(4096) as u32);
+        let device = Block::new(Arc::new(disk), BlockOptions::default()).unwrap();
+        let Description {
+            features, config, ..
+        } = device.description();
+        assert_eq!(features >> VIRTIO_BLK_F_FLUSH & 1 == 1, flushes);
+        assert_eq!(config[20..24], unit.to_le_bytes(), "blk_size");
+        assert_eq!(unit << config[24], most, "the physical block");
+        assert_eq!(config[44..48], (most / 512).to_le_bytes());
     }
 }
 
