@@ -12,7 +12,7 @@ mod vectors;
 
 pub use link::{Link, Offloads};
 pub use mac::{Mac, MacError};
-pub use tap::{Tap, TapError, TapName, TapNameError};
+pub use tap::{Queues, Tap, TapError, TapName, TapNameError};
 pub use vectors::{Readable, TooManyRanges, Writable};
 
 /// Length of the header before each frame.

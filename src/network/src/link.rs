@@ -19,7 +19,7 @@ pub struct Offloads {
     pub ufo: bool,
 }
 
-/// One end of a link: a descriptor that never blocks, whose every read and write is one frame with
+/// One end of a link, of which there may be several for as many threads: a descriptor that never blocks, whose every read and write is one frame with
 /// its header.
 pub trait Link: AsFd + Send + Sync {
     /// Says what the reader of this end understands.
@@ -27,6 +27,13 @@ pub trait Link: AsFd + Send + Sync {
     /// # Errors
     /// The kernel's.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+
+    /// Takes this end out of a link that has several, or puts it back. Frames come only to ends
+    /// that are in.
+    ///
+    /// # Errors
+    /// The kernel's. A link's only end can't be taken out.
+    fn set_attached(&self, attached: bool) -> io::Result<()>;
 
     /// Takes the next frame: into guest memory, and what has no room there into `spill`. Returns
     /// its length, header included. Where there is no room in either, the rest is lost.

@@ -21,8 +21,24 @@ pub(crate) fn write(fd: BorrowedFd, from: &Readable) -> io::Result<usize> {
     check(unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) })
 }
 
-/// Makes an open `/dev/net/tun` the interface `name`, which is shorter than IFNAMSIZ.
+/// Makes an open `/dev/net/tun` the interface `name`, which is shorter than IFNAMSIZ, or one more
+/// queue of it.
 pub(crate) fn set_interface(fd: BorrowedFd, name: &[u8], flags: libc::c_int) -> io::Result<()> {
+    let mut request = interface_request(name, flags);
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, whose name ends with a zero.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } as isize)?;
+    Ok(())
+}
+
+/// Takes a queue out of its interface or puts it back: `IFF_DETACH_QUEUE`, `IFF_ATTACH_QUEUE`.
+pub(crate) fn set_queue(fd: BorrowedFd, flags: libc::c_int) -> io::Result<()> {
+    let request = interface_request(&[], flags);
+    // SAFETY: TUNSETQUEUE reads one `ifreq`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) } as isize)?;
+    Ok(())
+}
+
+fn interface_request(name: &[u8], flags: libc::c_int) -> libc::ifreq {
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
         ifr_ifru: libc::__c_anonymous_ifr_ifru {
@@ -33,9 +49,7 @@ pub(crate) fn set_interface(fd: BorrowedFd, name: &[u8], flags: libc::c_int) -> 
     for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name) {
         *to = *from as libc::c_char;
     }
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, whose name ends with a zero.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } as isize)?;
-    Ok(())
+    request
 }
 
 /// Sets the length of the header before each frame.

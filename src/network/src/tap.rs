@@ -69,52 +69,99 @@ pub enum TapError {
     /// An interface of another kind.
     #[error("the interface '{0}' is no tap device")]
     NotATap(TapName),
+    /// It was made for one queue.
+    #[error("the tap device '{0}' has only one queue")]
+    OneQueue(TapName),
     /// Anything else that the kernel says.
     #[error("the tap device '{0}' can't be used")]
     Other(TapName, #[source] io::Error),
 }
 
-/// An open tap device. It is ours until it is dropped, and gone then if it is not persistent.
+/// How many queues a tap device is to be opened with, each a file descriptor of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queues {
+    /// So many.
+    Exactly(u16),
+    /// So many, or one where the device is not made for several.
+    UpTo(u16),
+}
+
+/// A queue of an open tap device. The device is ours until all are dropped, and gone then if it is
+/// not persistent.
 #[derive(Debug)]
 pub struct Tap(File);
 
 impl Tap {
-    /// Opens the tap device `name`, or makes it where there is none and the caller may.
+    /// Opens the tap device `name` with one queue, or makes it where there is none and the caller
+    /// may.
     ///
     /// # Errors
     /// See [`TapError`].
     pub fn open(name: &TapName) -> Result<Tap, TapError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(TUN)
-            .map_err(TapError::Open)?;
-        attach(&file, name).map_err(|error| explain(name, error))?;
-        let tap = Tap(file);
-        tap.set_up()
-            .map_err(|error| TapError::Other(name.clone(), error))?;
+        // A device with several queues takes only who can have several, and the other way round.
+        let tap = match attach(name, 0) {
+            Err(error) if is_of_another_kind(&error) => attach(name, libc::IFF_MULTI_QUEUE)?,
+            result => result?,
+        };
+        tap.set_up(name)?;
         Ok(tap)
     }
 
-    fn set_up(&self) -> io::Result<()> {
+    /// The same with several queues, the kernel spreading what comes in over those that are
+    /// attached.
+    ///
+    /// # Errors
+    /// See [`TapError`].
+    pub fn open_queues(name: &TapName, queues: Queues) -> Result<Vec<Tap>, TapError> {
+        let (Queues::Exactly(count) | Queues::UpTo(count)) = queues;
+        if count <= 1 {
+            return Ok(vec![Tap::open(name)?]);
+        }
+        let first = match (attach(name, libc::IFF_MULTI_QUEUE), queues) {
+            (Err(error), Queues::UpTo(_)) if is_of_another_kind(&error) => {
+                return Ok(vec![Tap::open(name)?]);
+            }
+            (Err(TapError::NotATap(name)), _) if attach(&name, 0).is_ok() => {
+                return Err(TapError::OneQueue(name));
+            }
+            (result, _) => result?,
+        };
+        // These are the device's, not the queue's.
+        first.set_up(name)?;
+        let mut taps = vec![first];
+        for _ in 1..count {
+            taps.push(attach(name, libc::IFF_MULTI_QUEUE)?);
+        }
+        Ok(taps)
+    }
+
+    fn set_up(&self, name: &TapName) -> Result<(), TapError> {
         let fd = self.0.as_fd();
-        sys::set_header_len(fd, HEADER as libc::c_int)?;
-        sys::set_little_endian(fd)?;
-        self.set_offloads(Offloads::default())
+        sys::set_header_len(fd, HEADER as libc::c_int)
+            .and_then(|()| sys::set_little_endian(fd))
+            .and_then(|()| self.set_offloads(Offloads::default()))
+            .map_err(|error| TapError::Other(name.clone(), error))
     }
 }
 
-/// A device with several queues takes only who can have several, and the other way round.
-fn attach(file: &File, name: &TapName) -> io::Result<()> {
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+fn attach(name: &TapName, more_flags: libc::c_int) -> Result<Tap, TapError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(TUN)
+        .map_err(TapError::Open)?;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more_flags;
     match sys::set_interface(file.as_fd(), name.0.as_bytes(), flags) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let flags = flags | libc::IFF_MULTI_QUEUE;
-            sys::set_interface(file.as_fd(), name.0.as_bytes(), flags)
-        }
-        result => result,
+        Ok(()) => Ok(Tap(file)),
+        Err(error) => Err(explain(name, error)),
     }
+}
+
+/// Whether the interface is a tap device that has one queue where several were asked for, or the
+/// other way round; or none at all.
+fn is_of_another_kind(error: &TapError) -> bool {
+    matches!(error, TapError::NotATap(_))
 }
 
 fn explain(name: &TapName, error: io::Error) -> TapError {
@@ -148,6 +195,14 @@ impl Link for Tap {
             }
         }
         sys::set_offload(self.0.as_fd(), flags)
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        let flags = match attached {
+            true => libc::IFF_ATTACH_QUEUE,
+            false => libc::IFF_DETACH_QUEUE,
+        };
+        sys::set_queue(self.0.as_fd(), flags)
     }
 }
 

@@ -144,6 +144,7 @@ impl Plan {
                     tap: interface.host_dev_name,
                     mac: interface.guest_mac,
                     mtu: None,
+                    queues: None,
                 })
                 .collect(),
             entropy: config.entropy,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use onggi_image::DiskImage;
-use onggi_network::{Mac, Tap, TapError};
+use onggi_network::{Link, Mac, Queues, Tap, TapError};
 use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
 use onggi_virtio::blk::{Block, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
@@ -68,6 +68,9 @@ impl Explain for Error {
             Error::Tap(TapError::Missing(name) | TapError::NotOurs(name)) => Some(format!(
                 "make it as root: ip tuntap add {name} mode tap vnet_hdr user $USER"
             )),
+            Error::Tap(TapError::OneQueue(name)) => Some(format!(
+                "make it anew: ip tuntap add {name} mode tap vnet_hdr multi_queue user $USER"
+            )),
             Error::Tap(TapError::InUse(_)) => {
                 Some("stop what uses it, or give each VM a tap device of its own".to_owned())
             }
@@ -85,7 +88,7 @@ impl Explain for Error {
     }
 }
 
-/// More queues of a disk hardly make it faster, and each is a thread.
+/// More queues of a device hardly make it faster, and each is a thread.
 const MOST_QUEUES: u16 = 8;
 
 type Devices = Vec<Box<dyn Device>>;
@@ -152,7 +155,7 @@ pub fn for_microvm(
         devices.push(block(disk, &drive.serial, vcpus)?);
     }
     for spec in nets {
-        devices.push(network(spec)?);
+        devices.push(network(spec, vcpus)?);
     }
     let mut socket = None;
     if let Some(spec) = vsock {
@@ -178,11 +181,17 @@ fn block(disk: Disk, serial: &str, vcpus: u8) -> Result<Box<dyn Device>, Error> 
     Ok(Box::new(Block::new(Arc::new(disk), options)?))
 }
 
-/// A network device on a tap device.
-fn network(spec: &NetSpec) -> Result<Box<dyn Device>, Error> {
+/// A network device on a tap device, with a pair of queues for each vCPU where the tap device takes
+/// several and nothing else is asked for.
+fn network(spec: &NetSpec, vcpus: u8) -> Result<Box<dyn Device>, Error> {
     let mac = spec.mac.map_or_else(Mac::random, Ok).map_err(Error::Mac)?;
-    let tap = Tap::open(&spec.tap)?;
-    Ok(Box::new(Net::new(Arc::new(tap), mac, spec.mtu)?))
+    let queues = match spec.queues {
+        Some(count) => Queues::Exactly(count),
+        None => Queues::UpTo(u16::from(vcpus).min(MOST_QUEUES)),
+    };
+    let taps = Tap::open_queues(&spec.tap, queues)?;
+    let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
+    Ok(Box::new(Net::new(links.collect(), mac, spec.mtu)?))
 }
 
 /// A Unix socket's name, removed when this is dropped.

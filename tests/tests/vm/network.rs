@@ -7,13 +7,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use nix::ifaddrs::getifaddrs;
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send,
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use onggi_network::Tap;
+use onggi_network::{Link, Queues, Tap};
 use onggi_tests::guest::Guest;
 use onggi_virtio::net::Net;
 
@@ -21,6 +22,7 @@ const TAP: &str = "tap0";
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// The type of the probe's frames.
 const KIND: [u8; 2] = [0x88, 0xb5];
+const IPV4: [u8; 2] = [0x08, 0x00];
 
 /// The host's side of a tap device: sees and sends raw frames.
 struct Host(OwnedFd);
@@ -44,9 +46,16 @@ impl Host {
     }
 
     fn guest(&self, probe: &str) -> Guest {
-        let tap = Tap::open(&TAP.parse().unwrap()).unwrap_or_else(|error| panic!("{error}"));
+        self.guest_with(probe, 1)
+    }
+
+    /// A guest with so many pairs of queues.
+    fn guest_with(&self, probe: &str, pairs: u16) -> Guest {
+        let taps = Tap::open_queues(&TAP.parse().unwrap(), Queues::Exactly(pairs));
+        let taps = taps.unwrap_or_else(|error| panic!("{error}"));
+        let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
         let mac = "02:00:00:00:00:07".parse().unwrap();
-        Guest::new(probe).device(Net::new(Arc::new(tap), mac, None).unwrap())
+        Guest::new(probe).device(Net::new(links.collect(), mac, None).unwrap())
     }
 
     fn send(&self, frame: &[u8]) {
@@ -56,11 +65,15 @@ impl Host {
 
     /// The next frame of the guest.
     fn receive(&self) -> Vec<u8> {
+        self.receive_of(&[KIND])
+    }
+
+    fn receive_of(&self, kinds: &[[u8; 2]]) -> Vec<u8> {
         let mut bytes = vec![0; 1 << 17];
         loop {
             let len = recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::empty())
                 .expect("a frame of the guest");
-            if len >= 14 && bytes[6..12] == MAC && bytes[12..14] == KIND {
+            if len >= 14 && bytes[6..12] == MAC && kinds.contains(&[bytes[12], bytes[13]]) {
                 return bytes[..len].to_vec();
             }
         }
@@ -147,7 +160,52 @@ fn a_tap_device_that_is_in_use_or_none_is_refused() {
 }
 
 #[test]
+fn each_pair_of_queues_gets_the_answers_to_what_it_sends() {
+    let host = Host::new(&["vnet_hdr", "multi_queue"]);
+    let guest = host.guest_with("net-pairs", 3).with("pairs=3");
+    let running = guest.start();
+    // By three pairs, by one, and by three again.
+    for _ in 0..3 + 1 + 3 {
+        let mut packet = host.receive_of(&[IPV4]);
+        packet[..6].copy_from_slice(&MAC);
+        host.send(&packet);
+    }
+    running.end().all_well();
+}
+
+#[test]
+fn several_queues_want_a_tap_device_that_has_them() {
+    let host = Host::new(&["vnet_hdr"]);
+    let name = TAP.parse().unwrap();
+    let error = Tap::open_queues(&name, Queues::Exactly(2)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the tap device 'tap0' has only one queue"
+    );
+    let taps = Tap::open_queues(&name, Queues::UpTo(2)).unwrap();
+    assert_eq!(taps.len(), 1);
+    let error = Tap::open_queues(&"lo".parse().unwrap(), Queues::Exactly(2)).unwrap_err();
+    assert_eq!(error.to_string(), "the interface 'lo' is no tap device");
+    drop((host, taps));
+
+    // Where there is none, one is made that has them, and goes with the last of them.
+    let name = "tap1".parse().unwrap();
+    let taps = Tap::open_queues(&name, Queues::UpTo(3)).unwrap();
+    assert_eq!(taps.len(), 3);
+    assert!(if_nametoindex("tap1").is_ok());
+    drop(taps);
+    assert!(if_nametoindex("tap1").is_err());
+}
+
+#[test]
 fn a_network_device_withstands_every_attack() {
     let host = Host::new(&["vnet_hdr"]);
     host.guest("attack").with("kind=1").run().all_well();
+}
+
+#[test]
+fn a_network_device_with_several_pairs_withstands_every_attack() {
+    let host = Host::new(&["vnet_hdr", "multi_queue"]);
+    let guest = host.guest_with("attack", 2).with("kind=1");
+    guest.run().all_well();
 }

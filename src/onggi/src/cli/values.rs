@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use onggi_network::{Mac, MacError, TapName, TapNameError};
 use onggi_storage::{Access, Cache};
-use onggi_virtio::net::MIN_MTU;
+use onggi_virtio::net::{MAX_PAIRS, MIN_MTU};
 
 /// The largest number of vCPUs.
 const MAX_CPUS: u8 = onggi_api::config::MAX_VCPUS;
@@ -29,12 +29,14 @@ pub enum ValueError {
     NoFile,
     #[error("a vsock device is CID,PATH, such as 3,/tmp/v.sock")]
     Vsock,
-    #[error("a network device is tap=NAME[,mac=ADDRESS][,mtu=N], such as tap=tap0")]
+    #[error("a network device is tap=NAME[,mac=ADDRESS][,mtu=N][,queues=N], such as tap=tap0")]
     Net,
     #[error("'{0}' is given twice")]
     Twice(&'static str),
     #[error("an MTU is from {MIN_MTU} to 65535")]
     Mtu,
+    #[error("a network device has from 1 to {MAX_PAIRS} pairs of queues")]
+    Pairs,
     #[error(transparent)]
     Mac(#[from] MacError),
     #[error(transparent)]
@@ -190,13 +192,15 @@ pub struct NetSpec {
     /// Any where none is given.
     pub mac: Option<Mac>,
     pub mtu: Option<u16>,
+    /// Pairs of queues; as many as suit the VM and the tap device where none is given.
+    pub queues: Option<u16>,
 }
 
 impl FromStr for NetSpec {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<NetSpec, ValueError> {
-        let (mut tap, mut mac, mut mtu) = (None, None, None);
+        let (mut tap, mut mac, mut mtu, mut queues) = (None, None, None, None);
         for word in text.split(',') {
             let twice = match word.split_once('=') {
                 Some(("tap", name)) => tap.replace(name.parse()?).map(|_| "tap"),
@@ -205,6 +209,12 @@ impl FromStr for NetSpec {
                     let number = number.parse().ok().filter(|mtu| *mtu >= MIN_MTU);
                     mtu.replace(number.ok_or(ValueError::Mtu)?).map(|_| "mtu")
                 }
+                Some(("queues", number)) => {
+                    let number = number.parse().ok().filter(|n| (1..=MAX_PAIRS).contains(n));
+                    queues
+                        .replace(number.ok_or(ValueError::Pairs)?)
+                        .map(|_| "queues")
+                }
                 _ => return Err(ValueError::Net),
             };
             if let Some(key) = twice {
@@ -212,7 +222,12 @@ impl FromStr for NetSpec {
             }
         }
         let tap = tap.ok_or(ValueError::Net)?;
-        Ok(NetSpec { tap, mac, mtu })
+        Ok(NetSpec {
+            tap,
+            mac,
+            mtu,
+            queues,
+        })
     }
 }
 

@@ -108,22 +108,26 @@ fn vsocks() {
 
 #[test]
 fn network_devices() {
-    let net = |mac: &str, mtu| {
+    let net = |mac: &str, mtu, queues| {
         Ok(NetSpec {
             tap: "tap0".parse().unwrap(),
             mac: mac.parse().ok(),
             mtu,
+            queues,
         })
     };
-    assert_eq!("tap=tap0".parse(), net("", None));
-    let all = "mtu=1400,mac=02:00:00:00:00:01,tap=tap0";
-    assert_eq!(all.parse(), net("02:00:00:00:00:01", Some(1400)));
+    assert_eq!("tap=tap0".parse(), net("", None, None));
+    let all = "queues=2,mtu=1400,mac=02:00:00:00:00:01,tap=tap0";
+    assert_eq!(all.parse(), net("02:00:00:00:00:01", Some(1400), Some(2)));
     let error = |text: &str| text.parse::<NetSpec>().unwrap_err();
     for text in ["", "tap0", "mac=02:00:00:00:00:01", "tap=t,", "tap=t,x=1"] {
         assert_eq!(error(text), ValueError::Net, "{text}");
     }
     for mtu in ["", "67", "65536", "-1", "x"] {
         assert_eq!(error(&format!("tap=t,mtu={mtu}")), ValueError::Mtu);
+    }
+    for queues in ["", "0", "65", "-1", "two"] {
+        assert_eq!(error(&format!("tap=t,queues={queues}")), ValueError::Pairs);
     }
     assert_eq!(error("tap=t,tap=u"), ValueError::Twice("tap"));
     assert_eq!(error("tap="), ValueError::Tap(TapNameError::Length));

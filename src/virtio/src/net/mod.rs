@@ -1,36 +1,44 @@
 //! The network device (VIRTIO 1.2 §5.1): an Ethernet card whose cable ends in a link of the host.
 //!
-//! Each of the two queues has a thread of its own: receiving waits for the link, sending for the
-//! driver, and neither is held up by a batch of the other.
+//! There are pairs of queues, to receive and to send, each pair with an end of the link of its own.
+//! Each queue has a thread of its own: receiving waits for the link, sending for the driver, and
+//! neither is held up by a batch of the other.
+//!
+//! With several pairs there is a control queue, by which the driver says how many of them it uses.
+//! A driver is a new one, and uses the first pair only, if its control queue starts from index zero;
+//! otherwise it goes on with as many as before. A device that knows nothing of that, as its driver
+//! comes from elsewhere, receives by the first pair and sends what any queue has.
 
+mod control;
+mod port;
 mod receive;
 mod transmit;
 mod wait;
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use onggi_network::{Link, Mac, Offloads};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, Queue};
-use crate::worker::{Stop, Worker};
+use crate::worker::{Kick, Stop, Worker};
+use port::Ports;
+use wait::Wait;
 
-/// Frames to the guest.
-const RECEIVE: u16 = 0;
-/// Frames from the guest.
-const TRANSMIT: u16 = 1;
-const QUEUES: usize = 2;
 const QUEUE_SIZE: u16 = 256;
+
+/// The most pairs of queues of a device.
+pub const MAX_PAIRS: u16 = 64;
 
 /// The smallest MTU that a device may name (§5.1.4.1).
 pub const MIN_MTU: u16 = 68;
@@ -54,68 +62,134 @@ pub enum NetError {
     /// The MTU is not one that the specification allows.
     #[error("a network device can't have an MTU of {0}")]
     Mtu(u16),
+    /// There is no link, or it has more ends than a device can have.
+    #[error("a network device can't have {0} pairs of queues")]
+    Pairs(usize),
+    /// The ends of the link can't be taken out.
+    #[error("the link can't be used by several queues")]
+    Link(#[source] io::Error),
+}
+
+/// What a queue is for (§5.1.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Frames to the guest, of a pair.
+    Receive(u16),
+    /// Frames from the guest, of a pair.
+    Transmit(u16),
+    /// Commands of the driver.
+    Control,
 }
 
 /// A network device.
 pub struct Net {
     description: Description,
-    link: Arc<dyn Link>,
+    ports: Arc<Ports>,
     /// Of each queue that runs.
-    workers: [Option<Worker>; QUEUES],
+    workers: Vec<Option<Worker>>,
 }
 
 impl Net {
-    /// A network device at the end of `link`, which tells the guest its address and, where one is
-    /// given, the largest packet that the link takes.
+    /// A network device that has a pair of queues for each of `links`, all ends of the same one.
+    /// It tells the guest its address and, where one is given, the largest packet that the link
+    /// takes.
     ///
     /// # Errors
     /// See [`NetError`].
-    pub fn new(link: Arc<dyn Link>, mac: Mac, mtu: Option<u16>) -> Result<Self, NetError> {
+    pub fn new(links: Vec<Arc<dyn Link>>, mac: Mac, mtu: Option<u16>) -> Result<Self, NetError> {
         if let Some(mtu) = mtu.filter(|mtu| *mtu < MIN_MTU) {
             return Err(NetError::Mtu(mtu));
         }
+        if !(1..=usize::from(MAX_PAIRS)).contains(&links.len()) {
+            return Err(NetError::Pairs(links.len()));
+        }
+        let several = links.len() > 1;
+        let ports = Ports::new(links).map_err(NetError::Link)?;
         let mut features = 1 << VIRTIO_F_VERSION_1 | FEATURE_INDIRECT | FEATURE_EVENT_IDX;
-        features |= 1 << VIRTIO_NET_F_MAC;
+        features |= 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
         features |= FEATURES.iter().fold(0, |all, bit| all | 1 << bit);
         if mtu.is_some() {
             features |= 1 << VIRTIO_NET_F_MTU;
         }
-        // mac, then status and max_virtqueue_pairs, which aren't offered, then mtu (§5.1.4).
-        let mtu = mtu.unwrap_or(0).to_le_bytes();
-        let config = [&mac.bytes()[..], &[0; 4], &mtu].concat();
+        if several {
+            features |= 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
+        }
+        // mac, status, max_virtqueue_pairs, mtu (§5.1.4).
+        let mut config = mac.bytes().to_vec();
+        for field in [VIRTIO_NET_S_LINK_UP as u16, ports.count(), mtu.unwrap_or(0)] {
+            config.extend(field.to_le_bytes());
+        }
+        let queues = 2 * usize::from(ports.count()) + usize::from(several);
         Ok(Self {
             description: Description {
                 device_type: VIRTIO_ID_NET,
                 features,
-                queue_sizes: vec![QUEUE_SIZE; QUEUES],
+                queue_sizes: vec![QUEUE_SIZE; queues],
                 config,
             },
-            link,
-            workers: [None, None],
+            ports: Arc::new(ports),
+            workers: (0..queues).map(|_| None).collect(),
         })
     }
 
-    fn spawn(&self, queue: Queue, kick: &EventFd, features: u64) -> io::Result<Worker> {
-        let link = self.link.clone();
-        let wait = wait::Wait::new(kick.try_clone()?, link.as_fd().as_raw_fd())?;
-        if queue.index() == TRANSMIT {
-            let make = move || {
-                let sender = transmit::Sender::new(queue, link, wait);
-                Ok(move |stop: &Stop| sender.serve(stop))
-            };
-            return Worker::spawn("virtio-net-tx".into(), kick, make);
-        }
-        match link.set_offloads(offloads(features)) {
-            // That is no news for the driver: the receiver finds it out again, and says so.
-            Err(error) if is_gone(&error) => {}
-            result => result?,
-        }
-        let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
-        let make = move || {
-            let receiver = receive::Receiver::new(queue, link, wait, mergeable);
-            Ok(move |stop: &Stop| receiver.serve(stop))
+    /// What a queue is for to a driver that agreed on `features`: one that can't have several pairs
+    /// has the control queue behind the first.
+    fn role(&self, index: u16, features: u64) -> Option<Role> {
+        let pairs = match has(features, VIRTIO_NET_F_MQ) {
+            true => self.ports.count(),
+            false => 1,
         };
-        Worker::spawn("virtio-net-rx".into(), kick, make)
+        match index {
+            _ if index < 2 * pairs && index.is_multiple_of(2) => Some(Role::Receive(index / 2)),
+            _ if index < 2 * pairs => Some(Role::Transmit(index / 2)),
+            _ if index == 2 * pairs && has(features, VIRTIO_NET_F_CTRL_VQ) => Some(Role::Control),
+            _ => None,
+        }
+    }
+
+    fn spawn(&self, role: Role, queue: Queue, kick: &EventFd, features: u64) -> io::Result<Worker> {
+        let ports = self.ports.clone();
+        let own_kick = kick.try_clone()?;
+        match role {
+            Role::Control => {
+                if queue.state() == QueueState::default() {
+                    ports.set_used(1)?;
+                }
+                let make = move || {
+                    let kick = Kick::new(own_kick)?;
+                    let controller = control::Controller::new(queue, ports);
+                    Ok(move |stop: &Stop| controller.serve(&kick, stop))
+                };
+                Worker::spawn("virtio-net-ctl".into(), kick, make)
+            }
+            Role::Transmit(pair) => {
+                let wait = Wait::new(own_kick, ports.of_pair(pair).fd())?;
+                let make = move || {
+                    let sender = transmit::Sender::new(queue, ports, pair, wait);
+                    Ok(move |stop: &Stop| sender.serve(stop))
+                };
+                Worker::spawn(format!("virtio-net-tx{pair}"), kick, make)
+            }
+            Role::Receive(pair) => {
+                let port = ports.of_pair(pair);
+                port.set_receiver(Some(kick.try_clone()?));
+                if pair == 0 {
+                    match port.link().set_offloads(offloads(features)) {
+                        // That is no news for the driver: the receiver finds it out again, and
+                        // says so.
+                        Err(error) if is_gone(&error) => {}
+                        result => result?,
+                    }
+                }
+                let wait = Wait::new(own_kick, port.fd())?;
+                let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
+                let make = move || {
+                    let receiver = receive::Receiver::new(queue, ports, pair, wait, mergeable);
+                    Ok(move |stop: &Stop| receiver.serve(stop))
+                };
+                Worker::spawn(format!("virtio-net-rx{pair}"), kick, make)
+            }
+        }
     }
 }
 
@@ -129,15 +203,15 @@ impl Device for Net {
     }
 
     fn start_queue(&mut self, index: u16, start: QueueStart) -> Result<(), StartError> {
-        match self.workers.get(usize::from(index)) {
-            None => return Err(StartError::NoSuchQueue(index)),
-            Some(Some(_)) => return Err(StartError::AlreadyRunning(index)),
-            Some(None) => {}
-        }
         let features = start.features;
+        let role = self.role(index, features);
+        let role = role.ok_or(StartError::NoSuchQueue(index))?;
+        if self.workers[usize::from(index)].is_some() {
+            return Err(StartError::AlreadyRunning(index));
+        }
         let (queue, kick) = Queue::new(index, QUEUE_SIZE, start)?;
         let worker = self
-            .spawn(queue, &kick, features)
+            .spawn(role, queue, &kick, features)
             .map_err(|error| StartError::Worker(index, error))?;
         self.workers[usize::from(index)] = Some(worker);
         Ok(())
@@ -146,8 +220,8 @@ impl Device for Net {
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
         let state = self.workers.get_mut(usize::from(index))?.take()?.stop();
         // What comes in until the next start must suit whichever driver is there then.
-        if index == RECEIVE
-            && let Err(error) = self.link.set_offloads(Offloads::default())
+        if index == 0
+            && let Err(error) = self.ports.first().link().set_offloads(Offloads::default())
         {
             tracing::debug!("the link's offloads stay as they are: {error}");
         }

@@ -1,38 +1,91 @@
 use std::cell::RefCell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
-use onggi_network::HEADER;
+use onggi_network::{HEADER, Readable, Writable};
 use vm_memory::GuestAddress;
 
 use super::*;
 use crate::testing::suite::{self, Subject};
 use crate::testing::{Driver, Guest, Used};
 
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+/// Several pairs, and a queue to choose between them.
+const PAIRS: u64 = 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
 
-/// A link whose other end is in the test: a socket that keeps frames apart, as a tap does.
+/// A socket that keeps frames apart, as a tap device does.
+struct Plain(OwnedFd);
+
+impl AsFd for Plain {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Link for Plain {
+    fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {
+        // A tap device that was removed says no as well.
+        match recv(self.0.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK) {
+            Ok(0) => Err(Errno::EBADFD.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_attached(&self, _attached: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A link whose other end is in the test, with the rules of a tap device.
 struct Socket {
-    fd: OwnedFd,
+    plain: Plain,
     offloads: Mutex<Offloads>,
+    attached: AtomicBool,
+}
+
+impl Socket {
+    fn check(&self) -> io::Result<()> {
+        match self.attached.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => Err(Errno::EBADFD.into()),
+        }
+    }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.plain.as_fd()
     }
 }
 
 impl Link for Socket {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        // A tap device that was removed says no as well.
-        if recv(self.fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK) == Ok(0) {
-            return Err(nix::errno::Errno::EBADFD.into());
-        }
+        self.plain.set_offloads(offloads)?;
         *self.offloads.lock().unwrap() = offloads;
         Ok(())
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        match self.attached.swap(attached, Ordering::SeqCst) == attached {
+            true => Err(Errno::EINVAL.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn receive(&self, into: &Writable, spill: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.plain.receive(into, spill)
+    }
+
+    fn send(&self, from: &Readable) -> io::Result<()> {
+        self.check()?;
+        self.plain.send(from)
     }
 }
 
@@ -44,12 +97,20 @@ fn link() -> (Arc<Socket>, OwnedFd) {
         SockFlag::SOCK_NONBLOCK,
     )
     .unwrap();
-    let offloads = Mutex::default();
-    (Arc::new(Socket { fd, offloads }), peer)
+    let socket = Socket {
+        plain: Plain(fd),
+        offloads: Mutex::default(),
+        attached: AtomicBool::new(true),
+    };
+    (Arc::new(socket), peer)
 }
 
 fn net(link: Arc<Socket>) -> Net {
-    Net::new(link, "02:00:00:00:00:07".parse().unwrap(), Some(1400)).unwrap()
+    Net::new(vec![link], mac(), Some(1400)).unwrap()
+}
+
+fn mac() -> Mac {
+    "02:00:00:00:00:07".parse().unwrap()
 }
 
 /// A frame with its header: bytes that tell where they are.
@@ -139,13 +200,13 @@ fn says_what_it_is_and_what_the_driver_takes() {
     let (link, _peer) = link();
     let mut device = net(link.clone());
     let config = device.description().config.clone();
-    assert_eq!(config, [2, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0x78, 5]);
-    let mac = "02:00:00:00:00:07".parse().unwrap();
-    assert!(matches!(
-        Net::new(link.clone(), mac, Some(67)),
-        Err(NetError::Mtu(67))
-    ));
-    let plain = Net::new(link.clone(), mac, None).unwrap();
+    assert_eq!(config, [2, 0, 0, 0, 0, 7, 1, 0, 1, 0, 0x78, 5]);
+    assert!(!has(device.description().features, VIRTIO_NET_F_MQ));
+    let refused = Net::new(vec![link.clone()], mac(), Some(67));
+    assert!(matches!(refused, Err(NetError::Mtu(67))));
+    let refused = Net::new(Vec::new(), mac(), None);
+    assert!(matches!(refused, Err(NetError::Pairs(0))));
+    let plain = Net::new(vec![link.clone()], mac(), None).unwrap();
     assert!(!has(plain.description().features, VIRTIO_NET_F_MTU));
 
     let driver = Guest::new().queue(8);
@@ -312,3 +373,6 @@ fn a_link_that_goes_away_takes_nothing_with_it() {
     }
     assert_eq!(device.stop_queue(1).unwrap().next_avail, 3);
 }
+
+#[path = "pairs_test.rs"]
+mod pairs;

@@ -10,9 +10,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onggi_network::{HEADER, Link, MAX_FRAME, Writable};
+use onggi_network::{HEADER, MAX_FRAME, Writable};
 use vmm_sys_util::epoll::EventSet;
 
+use super::port::Ports;
 use super::wait::Wait;
 use super::{Failures, is_gone};
 use crate::chain::{Chain, Segment};
@@ -55,7 +56,8 @@ enum Next {
 
 pub(super) struct Receiver {
     queue: Queue,
-    link: Arc<dyn Link>,
+    ports: Arc<Ports>,
+    pair: u16,
     wait: Wait,
     mergeable: bool,
     held: VecDeque<Held>,
@@ -69,10 +71,17 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(queue: Queue, link: Arc<dyn Link>, wait: Wait, mergeable: bool) -> Self {
+    pub(super) fn new(
+        queue: Queue,
+        ports: Arc<Ports>,
+        pair: u16,
+        wait: Wait,
+        mergeable: bool,
+    ) -> Self {
         Self {
             queue,
-            link,
+            ports,
+            pair,
             wait,
             mergeable,
             held: VecDeque::new(),
@@ -134,7 +143,7 @@ impl Receiver {
             if self.held.is_empty() {
                 return Next::Buffers;
             }
-            if self.gone {
+            if self.gone || !self.ports.of_pair(self.pair).is_on() {
                 return Next::Driver;
             }
             match self.receive() {
@@ -192,7 +201,8 @@ impl Receiver {
             }
             filled += 1;
         }
-        let len = self.link.receive(&self.vectors, &mut self.spill)?;
+        let port = self.ports.of_pair(self.pair);
+        let len = port.receive(&self.vectors, &mut self.spill)?;
         if len == 0 {
             return Err(nix::errno::Errno::EPIPE.into());
         }

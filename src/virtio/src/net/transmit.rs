@@ -4,9 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use onggi_network::{HEADER, Link, MAX_FRAME, Readable};
+use onggi_network::{HEADER, MAX_FRAME, Readable};
 use vmm_sys_util::epoll::EventSet;
 
+use super::port::{Port, Ports};
 use super::wait::Wait;
 use super::{Failures, is_gone};
 use crate::chain::Chain;
@@ -14,9 +15,13 @@ use crate::device::QueueState;
 use crate::queue::Queue;
 use crate::worker::{Polling, Stop};
 
+/// How long a sender waits for room on a link that it can't watch, in milliseconds.
+const REST: i32 = 1;
+
 pub(super) struct Sender {
     queue: Queue,
-    link: Arc<dyn Link>,
+    ports: Arc<Ports>,
+    pair: u16,
     wait: Wait,
     frame: Readable,
     polling: Polling,
@@ -26,10 +31,11 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(queue: Queue, link: Arc<dyn Link>, wait: Wait) -> Self {
+    pub(super) fn new(queue: Queue, ports: Arc<Ports>, pair: u16, wait: Wait) -> Self {
         Self {
             queue,
-            link,
+            ports,
+            pair,
             wait,
             frame: Readable::default(),
             polling: Polling::default(),
@@ -52,7 +58,10 @@ impl Sender {
             self.queue.notify();
             if blocked {
                 // News of the driver are of no interest until there is room.
-                self.wait.wait(EventSet::OUT, -1)?;
+                match self.own_port().is_on() {
+                    true => self.wait.wait(EventSet::OUT, -1)?,
+                    false => self.wait.wait(EventSet::empty(), REST)?,
+                }
                 continue;
             }
             let more = || Ok::<_, io::Error>(self.queue.has_more() || stop.requested());
@@ -87,6 +96,10 @@ impl Sender {
         false
     }
 
+    fn own_port(&self) -> &Port {
+        self.ports.of_pair(self.pair)
+    }
+
     fn send(&mut self, chain: &Chain) -> io::Result<()> {
         if self.gone {
             return Ok(());
@@ -101,7 +114,12 @@ impl Sender {
             .push(chain.memory(), ranges)
             .map_err(io::Error::other)?;
         loop {
-            match self.link.send(&self.frame) {
+            // What comes by a pair that isn't in use is none the worse for it.
+            let port = match self.own_port().is_on() {
+                true => self.own_port(),
+                false => self.ports.first(),
+            };
+            match port.send(&self.frame) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,
             }

@@ -16,6 +16,8 @@ use crate::testing::{Driver, Guest, PATIENCE, Used, WRITE};
 pub trait Subject {
     /// The queue that takes requests.
     const QUEUE: u16;
+    /// Features of the device without which there is no such queue.
+    const FEATURES: u64 = 0;
 
     /// A fresh device, with nothing running.
     fn device(&self) -> Box<dyn Device>;
@@ -36,8 +38,8 @@ pub fn run(subject: &impl Subject) {
     describes_itself(subject);
     refuses_what_can_not_start(subject);
     for features in [0, FEATURE_INDIRECT, FEATURE_EVENT_IDX | FEATURE_INDIRECT] {
-        works(subject, VERSION_1 | features);
-        goes_on_where_it_was_stopped(subject, VERSION_1 | features);
+        works(subject, features);
+        goes_on_where_it_was_stopped(subject, features);
     }
     is_still_after_a_stop(subject);
     survives_a_driver_that_never_drains(subject);
@@ -55,17 +57,17 @@ struct Bench<'s, S: Subject> {
 }
 
 impl<'s, S: Subject> Bench<'s, S> {
-    /// Both indexes start at `index`.
+    /// `features` are the queue's, beside those of the device. Both indexes start at `index`.
     fn new(subject: &'s S, features: u64, index: u16) -> Self {
         let driver = Guest::new().queue(SIZE).starting_at(index);
         let mut bench = Self {
             subject,
             device: subject.device(),
             driver,
-            features,
+            features: VERSION_1 | S::FEATURES | features,
             asked: HashMap::new(),
         };
-        let start = bench.driver.start(features);
+        let start = bench.driver.start(bench.features);
         bench.device.start_queue(S::QUEUE, start).expect("a start");
         bench
     }
@@ -129,8 +131,9 @@ fn refuses_what_can_not_start<S: Subject>(subject: &S) {
     let mut device = subject.device();
     let queues = device.description().queue_sizes.len() as u16;
     let driver = Guest::new().queue(SIZE);
+    let features = VERSION_1 | S::FEATURES;
     for index in [queues, u16::MAX] {
-        let result = device.start_queue(index, driver.start(VERSION_1));
+        let result = device.start_queue(index, driver.start(features));
         assert!(matches!(result, Err(StartError::NoSuchQueue(at)) if at == index));
         assert_eq!(device.stop_queue(index), None);
     }
@@ -138,16 +141,16 @@ fn refuses_what_can_not_start<S: Subject>(subject: &S) {
 
     let largest = device.description().queue_sizes[usize::from(S::QUEUE)];
     for layout in bad_layouts(driver.layout(), largest.wrapping_mul(2)) {
-        let mut start = driver.start(VERSION_1);
+        let mut start = driver.start(features);
         start.layout = layout;
         let result = device.start_queue(S::QUEUE, start);
         assert!(matches!(result, Err(StartError::Layout(_))), "{layout:?}");
     }
 
     device
-        .start_queue(S::QUEUE, driver.start(VERSION_1))
+        .start_queue(S::QUEUE, driver.start(features))
         .expect("a start");
-    let again = device.start_queue(S::QUEUE, driver.start(VERSION_1));
+    let again = device.start_queue(S::QUEUE, driver.start(features));
     assert!(matches!(again, Err(StartError::AlreadyRunning(_))));
     assert!(device.stop_queue(S::QUEUE).is_some());
     assert_eq!(driver.notifier.events(), Default::default());
@@ -215,7 +218,7 @@ fn goes_on_where_it_was_stopped(subject: &impl Subject, features: u64) {
 }
 
 fn is_still_after_a_stop(subject: &impl Subject) {
-    let mut bench = Bench::new(subject, VERSION_1, 0);
+    let mut bench = Bench::new(subject, 0, 0);
     bench.ask(1);
     bench.driver.kick();
     bench.take_all();
@@ -229,7 +232,7 @@ fn is_still_after_a_stop(subject: &impl Subject) {
 }
 
 fn survives_a_driver_that_never_drains(subject: &impl Subject) {
-    let mut bench = Bench::new(subject, VERSION_1 | FEATURE_INDIRECT, 0);
+    let mut bench = Bench::new(subject, FEATURE_INDIRECT, 0);
     bench.ask(SIZE / 4);
     for _ in 0..100 {
         bench.driver.kick();
@@ -244,7 +247,7 @@ fn survives_a_driver_that_never_drains(subject: &impl Subject) {
 }
 
 fn answers_good_chains_among_bad_ones(subject: &impl Subject) {
-    let mut bench = Bench::new(subject, VERSION_1 | FEATURE_INDIRECT, 0);
+    let mut bench = Bench::new(subject, FEATURE_INDIRECT, 0);
     bench.ask(1);
     // The last descriptors of the table are not handed out so soon.
     let (looping, outside) = (SIZE - 1, SIZE - 2);
@@ -280,7 +283,7 @@ fn asks_for_a_reset_when_the_ring_is_broken<S: Subject>(subject: &S) {
         |driver| driver.set_avail_index(SIZE + 2),
     ];
     for break_ring in breakages {
-        let mut bench = Bench::new(subject, VERSION_1, 0);
+        let mut bench = Bench::new(subject, 0, 0);
         bench.ask(1);
         bench.driver.kick();
         bench.take_all();

@@ -4,6 +4,7 @@ use crate::blk;
 use crate::failure::Result;
 use crate::machine::Machine;
 use crate::mmio::{Device, feature};
+use crate::net;
 use crate::phys;
 use crate::queue::{Queue, Segment, readable, writable};
 use crate::vsock::{self, HEADER, HOST, Header, op, queue_index};
@@ -17,6 +18,8 @@ pub struct Victim<'a> {
 
 /// Size of the queues.
 pub const SIZE: u16 = 16;
+/// The control queue of a network device with two pairs.
+const NET_CONTROL: u16 = 4;
 /// Length of the buffer that honest segments lie in.
 pub const DATA: u64 = 64 << 10;
 
@@ -36,23 +39,41 @@ pub struct Battle<'a> {
 impl Victim<'_> {
     /// The queues that are worth an attack.
     pub fn queues(&self) -> &'static [u16] {
-        if self.kind == vsock::SOCKET {
-            &[queue_index::TRANSMIT, queue_index::RECEIVE]
-        } else {
-            &[0]
+        match self.kind {
+            vsock::SOCKET => &[queue_index::TRANSMIT, queue_index::RECEIVE],
+            _ if self.has_pairs() => &[0, 1, 2, 3, NET_CONTROL],
+            net::NETWORK => &[0, 1],
+            _ => &[0],
+        }
+    }
+
+    /// Whether it is a network device with two pairs of queues and a control queue.
+    fn has_pairs(&self) -> bool {
+        self.kind == net::NETWORK && self.device.offered() & net::PAIRS == net::PAIRS
+    }
+
+    /// A queue that no device has, unless it is one with pairs.
+    pub fn past_last_queue(&self) -> u32 {
+        match self.has_pairs() {
+            true => u32::from(NET_CONTROL) + 1,
+            false => 3,
         }
     }
 
     /// Makes the device live with all its queues, `index` being the one that is attacked.
     pub fn engage(&self, index: u16) -> Result<Battle<'_>> {
         let machine = self.machine;
-        let wanted = feature::INDIRECT | blk::SECTOR_FEATURES;
-        let features = self.device.negotiate(wanted)?;
-        let others = if self.kind == vsock::SOCKET {
-            0..3
-        } else {
-            0..1
+        let own = match self.kind {
+            net::NETWORK => net::PAIRS,
+            _ => blk::SECTOR_FEATURES,
         };
+        let others = match self.kind {
+            vsock::SOCKET => 0..3,
+            _ if self.has_pairs() => 0..NET_CONTROL + 1,
+            net::NETWORK => 0..2,
+            _ => 0..1,
+        };
+        let features = self.device.negotiate(feature::INDIRECT | own)?;
         for other in others.filter(|other| *other != index) {
             Queue::new(machine, self.device, other, SIZE, features)?;
         }
@@ -92,6 +113,15 @@ impl Victim<'_> {
                 };
                 header.store(data);
                 ([readable(data, HEADER), readable(0, 0), readable(0, 0)], 1)
+            }
+            (net::NETWORK, NET_CONTROL) => {
+                phys::store(data, &[4, 0, 2, 0]);
+                let answer = writable(data + 4096, 1);
+                ([readable(data, 2), readable(data + 2, 2), answer], 3)
+            }
+            (net::NETWORK, 1 | 3) => {
+                let frame = [readable(data, 12), readable(data + 12, 60), readable(0, 0)];
+                (frame, 2)
             }
             _ => ([answer, writable(data + 8192, 64), writable(data, 64)], 3),
         }

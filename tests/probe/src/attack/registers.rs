@@ -73,7 +73,8 @@ fn config_past_end(victim: &Victim) -> Result<()> {
 fn queue_past_last(victim: &Victim) -> Result<()> {
     let device = victim.device;
     device.negotiate(0)?;
-    for index in [3u32, 4, 0xff, 0x100, 0xffff, 0x1_0000, u32::MAX] {
+    let past = victim.past_last_queue();
+    for index in [past, past + 1, 0xff, 0x100, 0xffff, 0x1_0000, u32::MAX] {
         device.write(register::QUEUE_SELECT, index);
         let most = device.read(register::QUEUE_SIZE_MAX);
         ensure(

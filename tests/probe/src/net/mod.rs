@@ -1,0 +1,7 @@
+//! Networks.
+
+mod driver;
+mod probes;
+
+pub use driver::{NETWORK, PAIRS};
+pub use probes::{run, work};
