@@ -105,7 +105,7 @@ impl Guest {
     /// # Panics
     /// Where the file is no disk.
     pub fn disk(self, file: &Path) -> Self {
-        self.block(file, Access::ReadWrite)
+        self.file(file, Access::ReadWrite)
     }
 
     /// A disk that the guest may only read.
@@ -113,11 +113,16 @@ impl Guest {
     /// # Panics
     /// Where the file is no disk.
     pub fn read_only_disk(self, file: &Path) -> Self {
-        self.block(file, Access::ReadOnly)
+        self.file(file, Access::ReadOnly)
     }
 
-    fn block(self, file: &Path, access: Access) -> Self {
-        let disk = Disk::open(file, access).unwrap_or_else(|error| panic!("{error}"));
+    fn file(self, file: &Path, access: Access) -> Self {
+        self.block(Disk::open(file, access).unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    /// # Panics
+    /// Where it can't be a block device.
+    pub fn block(self, disk: Disk) -> Self {
         let options = BlockOptions {
             serial: "onggi-test".to_owned(),
             ..Default::default()

@@ -12,6 +12,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::direct::Alignment;
@@ -103,13 +104,22 @@ impl Extent {
     }
 }
 
+/// How a disk is put together.
+#[derive(Debug)]
+enum Layout {
+    /// The only file, as it is.
+    Raw,
+    /// Extents, sorted, that together cover all of the disk.
+    Parts(Vec<Extent>),
+}
+
 /// An open disk, shared by the workers that serve it.
 #[derive(Debug)]
 pub struct Disk {
     files: Vec<DiskFile>,
-    /// Sorted; together they cover all of the disk.
-    extents: Vec<Extent>,
-    len: u64,
+    layout: Layout,
+    /// In bytes. Changes where [`Self::remeasure`] finds a change.
+    len: AtomicU64,
     access: Access,
     cache: Cache,
     /// Held while parts of blocks are written.
@@ -133,23 +143,11 @@ impl Disk {
     /// See [`DiskError`].
     pub fn open_with(path: &Path, access: Access, cache: Cache) -> Result<Self, DiskError> {
         let file = DiskFile::open(path, access, cache)?;
-        let len = file.len - file.len % file.block_size();
-        if len != file.len {
-            let lost = file.len - len;
-            tracing::warn!(path = %path.display(), "the last {lost} bytes are no whole block");
-        }
-        let whole = Extent {
-            start: 0,
-            len,
-            source: Source::File {
-                index: 0,
-                offset: 0,
-            },
-        };
+        let len = whole_blocks(&file, file.len);
         Ok(Self {
             files: vec![file],
-            extents: vec![whole],
-            len,
+            layout: Layout::Raw,
+            len: len.into(),
             access,
             cache,
             partial_writes: Mutex::default(),
@@ -174,8 +172,8 @@ impl Disk {
         let (extents, len) = gpt::lay_out(&parts)?;
         Ok(Self {
             files,
-            extents,
-            len,
+            layout: Layout::Parts(extents),
+            len: len.into(),
             access: Access::ReadOnly,
             cache: Cache::Writeback,
             partial_writes: Mutex::default(),
@@ -186,7 +184,24 @@ impl Disk {
     // A disk is never empty.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u64 {
-        self.len
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Looks whether the file of a raw disk has grown or shrunk, and if so makes the disk as long as
+    /// that; says whether it did. Requests that are under way finish, if they still can. Other disks
+    /// never change.
+    ///
+    /// # Errors
+    /// The file can't be measured, or has less than a block; the disk stays as it is.
+    pub fn remeasure(&self) -> Result<bool, DiskError> {
+        let (Layout::Raw, [file]) = (&self.layout, &self.files[..]) else {
+            return Ok(false);
+        };
+        let len = whole_blocks(file, file.measure()?);
+        if len == 0 {
+            return Err(DiskError::Empty(file.path.clone()));
+        }
+        Ok(self.len.swap(len, Ordering::AcqRel) != len)
     }
 
     /// Whether it can't be written.
@@ -232,10 +247,28 @@ impl Disk {
 
     /// What lies at `offset`, up to the end of the extent. `None` past the end of the disk.
     pub(crate) fn at(&self, offset: u64) -> Option<Extent> {
-        let next = self.extents.partition_point(|e| e.start <= offset);
-        let extent = self.extents.get(next.checked_sub(1)?)?;
-        (offset - extent.start < extent.len).then(|| extent.from(offset))
+        match &self.layout {
+            Layout::Raw => Some(Extent {
+                start: offset,
+                len: self.len().checked_sub(offset).filter(|len| *len > 0)?,
+                source: Source::File { index: 0, offset },
+            }),
+            Layout::Parts(extents) => {
+                let next = extents.partition_point(|e| e.start <= offset);
+                let extent = extents.get(next.checked_sub(1)?)?;
+                (offset - extent.start < extent.len).then(|| extent.from(offset))
+            }
+        }
     }
+}
+
+/// What of a file's length can be a disk.
+fn whole_blocks(file: &DiskFile, len: u64) -> u64 {
+    let lost = len % file.block_size();
+    if lost > 0 {
+        tracing::warn!(path = %file.path.display(), "the last {lost} bytes are no whole block");
+    }
+    len - lost
 }
 
 #[cfg(test)]

@@ -76,6 +76,39 @@ fn one_writer_or_many_readers() {
 }
 
 #[test]
+fn a_raw_disk_follows_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = disk(dir.path(), 4096);
+    let resize = |len| {
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(len).unwrap();
+    };
+    let disk = Disk::open(&path, Access::ReadWrite).unwrap();
+    assert!(!disk.remeasure().unwrap());
+    for (len, want) in [(8192, 8192), (1100, 1024), (1 << 40, 1 << 40)] {
+        resize(len);
+        assert!(disk.remeasure().unwrap());
+        assert_eq!(disk.len(), want);
+        assert_eq!(disk.at(want - 512).map(|extent| extent.len), Some(512));
+        assert!(disk.at(want).is_none());
+        assert!(!disk.remeasure().unwrap());
+    }
+    resize(100);
+    assert!(matches!(disk.remeasure(), Err(DiskError::Empty(_))));
+    assert_eq!(disk.len(), 1 << 40, "it stays as it is");
+
+    let partition = Partition {
+        path: path.clone(),
+        name: "layer".into(),
+    };
+    drop(disk);
+    resize(4096);
+    let parts = Disk::gpt(&[partition]).unwrap();
+    resize(1 << 20);
+    assert!(!parts.remeasure().unwrap());
+}
+
+#[test]
 fn a_composite_disk_shares_its_files() {
     let dir = tempfile::tempdir().unwrap();
     let partition = Partition {

@@ -83,6 +83,14 @@ impl DiskFile {
         Ok(disk_file)
     }
 
+    /// Its length now, in bytes.
+    pub(crate) fn measure(&self) -> Result<u64, DiskError> {
+        length(&self.file).map_err(|source| DiskError::Open {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
     /// The smallest unit, in bytes, that can be read and written without touching what is beside it.
     pub(crate) fn block_size(&self) -> u64 {
         self.direct.map_or(SECTOR, |align| align.offset)

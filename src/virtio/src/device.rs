@@ -4,6 +4,7 @@
 //! stopped with its state handed back. Reset, pause, snapshot, restore and hand-over are all the
 //! same: stop every queue, keep the states, start again (or not).
 
+use std::io;
 use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
@@ -99,6 +100,16 @@ pub trait Device: Send {
 
     /// The driver writes to the configuration space. Devices without writable fields ignore it.
     fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// Looks again at what backs the device, and takes over what has changed there, such as the
+    /// length of a disk. Says whether the configuration space changed, of which the transport then
+    /// tells the driver. Most devices have nothing that can change.
+    ///
+    /// # Errors
+    /// What backs the device can't be looked at, or is of no use any more; nothing has changed.
+    fn refresh(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
 
     /// Starts queue `index`.
     ///

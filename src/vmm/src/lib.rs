@@ -19,4 +19,4 @@ pub use config::{BootProtocol, Config, MAX_VCPUS, Serial};
 pub use memory::MemoryError;
 pub use mmio::{MAX_DEVICES, MmioError};
 pub use vcpu::VcpuError;
-pub use vm::{Error, Exit, Handle, Vm};
+pub use vm::{Error, Exit, Handle, RefreshError, Vm};

@@ -3,6 +3,7 @@
 //! The notifications of a running queue are an ioeventfd and never come here. What does come here is
 //! set-up, and reading and acknowledging the interrupt status, which takes no lock.
 
+use std::io;
 use std::mem::replace;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -204,6 +205,21 @@ impl MmioTransport {
             doorbell: None,
             memory,
         })
+    }
+
+    /// Has the device look at what backs it, and tells the driver where its configuration changed
+    /// (§2.5.1, §4.2.2: the generation is new before the driver is told). Says whether it did.
+    pub fn refresh(&self) -> io::Result<bool> {
+        let mut state = self.lock();
+        let changed = state.device.refresh()?;
+        if changed {
+            state.config_generation = state.config_generation.wrapping_add(1);
+            // A driver that is not there yet reads the configuration when it comes.
+            if state.status & STATUS_DRIVER_OK != 0 {
+                self.interrupts.config_changed();
+            }
+        }
+        Ok(changed)
     }
 
     /// Stops the device; what is in flight is finished first.

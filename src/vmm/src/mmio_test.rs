@@ -12,6 +12,8 @@ struct Counts {
     started: AtomicUsize,
     stopped: AtomicUsize,
     fail: AtomicUsize,
+    /// What the device finds behind it.
+    behind: AtomicUsize,
     line: Arc<Counter>,
 }
 
@@ -33,6 +35,16 @@ impl Device for Fake {
         ) {
             *byte = *value;
         }
+    }
+
+    fn refresh(&mut self) -> io::Result<bool> {
+        let behind = self.counts.behind.load(Ordering::SeqCst) as u8;
+        if behind == 0xff {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let changed = self.description.config[0] != behind;
+        self.description.config[0] = behind;
+        Ok(changed)
     }
 
     fn start_queue(&mut self, index: u16, start: QueueStart) -> Result<(), StartError> {
@@ -228,4 +240,26 @@ fn garbage_at_any_offset_and_width_is_harmless() {
     }
     mmio.bring_up();
     assert_eq!(mmio.get(register::STATUS), 0xf, "a reset heals everything");
+}
+
+#[test]
+fn a_driver_learns_of_a_changed_configuration() {
+    let (mmio, counts) = transport();
+    let look = |behind| {
+        counts.behind.store(behind, Ordering::SeqCst);
+        let told = mmio.get(register::CONFIG_GENERATION);
+        let changed = mmio.refresh();
+        let generation = mmio.get(register::CONFIG_GENERATION) != told;
+        let status = mmio.get(register::INTERRUPT_STATUS);
+        mmio.put(register::INTERRUPT_ACK, status);
+        (changed.ok(), generation, status)
+    };
+    assert_eq!(look(7), (Some(true), true, 0), "nobody to tell yet");
+    mmio.bring_up();
+    assert_eq!(look(7), (Some(false), false, 0));
+    assert_eq!(look(8), (Some(true), true, CONFIG_CHANGE));
+    assert_eq!(look(0xff), (None, false, 0));
+    let mut byte = [0];
+    mmio.read(register::CONFIG, &mut byte);
+    assert_eq!(byte, [8]);
 }

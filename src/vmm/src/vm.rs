@@ -129,17 +129,41 @@ impl Ending {
     }
 }
 
+/// Why a device could not take over what has changed behind it.
+#[derive(Debug, thiserror::Error)]
+pub enum RefreshError {
+    /// The VM has fewer devices.
+    #[error("the VM has no device {0}")]
+    NoDevice(usize),
+    /// What is behind the device is of no use.
+    #[error("device {0} can't use what is behind it")]
+    Device(usize, #[source] io::Error),
+}
+
 /// Influences a VM from another thread, before and while it runs.
 #[derive(Clone)]
 pub struct Handle {
     ending: Arc<Ending>,
     i8042: Arc<I8042>,
+    transports: Arc<[Arc<MmioTransport>]>,
 }
 
 impl Handle {
     /// Ends the VM at once, whatever the guest is doing.
     pub fn stop(&self) {
         self.ending.end(Exit::Stopped);
+    }
+
+    /// Has a device, counted from 0 as in [`Config::devices`], look again at what backs it: a disk
+    /// takes over the length of its file. The guest is told. Says whether anything changed.
+    ///
+    /// # Errors
+    /// See [`RefreshError`]; the device stays as it is.
+    pub fn refresh_device(&self, index: usize) -> Result<bool, RefreshError> {
+        let transport = self.transports.get(index);
+        let transport = transport.ok_or(RefreshError::NoDevice(index))?;
+        let changed = transport.refresh();
+        changed.map_err(|error| RefreshError::Device(index, error))
     }
 
     /// Types Ctrl-Alt-Del, by which a Linux guest reboots in an orderly way, and so ends its VM.
@@ -153,7 +177,6 @@ pub struct Vm {
     // Fields are dropped in this order: vCPUs before the devices and memory that they use.
     vcpus: Vec<VcpuFd>,
     buses: Arc<Buses>,
-    transports: Vec<Arc<MmioTransport>>,
     serial_input: Option<SerialInput>,
     handle: Handle,
     // KVM knows the memory only by its address: it stays mapped for as long as there is a VM.
@@ -210,9 +233,12 @@ impl Vm {
         Ok(Self {
             vcpus,
             buses: Arc::new(buses),
-            transports,
             serial_input,
-            handle: Handle { ending, i8042 },
+            handle: Handle {
+                ending,
+                i8042,
+                transports: transports.into(),
+            },
             _fd: fd,
             _memory: memory,
         })
@@ -230,7 +256,9 @@ impl Vm {
     /// # Errors
     /// Only where the host can't run the VM at all; how a VM ends is an [`Exit`].
     pub fn run(self) -> Result<Exit, Error> {
-        let ending = self.handle.ending;
+        let Handle {
+            ending, transports, ..
+        } = self.handle;
         let mut manager: EventManager<Box<dyn MutEventSubscriber>> =
             EventManager::new().map_err(Error::EventLoop)?;
         manager.add_subscriber(Box::new(Wakeup(ending.clone())));
@@ -249,7 +277,7 @@ impl Vm {
             }
         };
         drop(vcpus);
-        for transport in &self.transports {
+        for transport in transports.iter() {
             transport.shut_down();
         }
         Ok(exit)

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use onggi_storage::{Access, Cache, Disk};
 use onggi_tests::guest::Guest;
 use onggi_tests::pattern::{self, SECTOR};
 use tempfile::{TempDir, tempdir};
@@ -182,6 +183,55 @@ fn reads_of_a_file_that_was_truncated_fail_and_nothing_else() {
         .set_len(1024 * SECTOR as u64)
         .unwrap();
     guest.run().all_well();
+}
+
+#[test]
+fn a_disk_grows_and_shrinks_while_its_guest_runs() {
+    let (_folder, path) = disk();
+    let guest = Guest::new("blk-resize,blk-read")
+        .with("times=2 sectors=16")
+        .disk(&path)
+        .start();
+    let mut before = SECTORS;
+    for sectors in [2 * SECTORS, SECTORS / 2] {
+        guest.wait_for(&format!("before={before}\n"));
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(sectors * SECTOR as u64).unwrap();
+        assert!(guest.handle.refresh_device(0).unwrap());
+        assert!(!guest.handle.refresh_device(0).unwrap());
+        guest.wait_for(&format!("after={sectors}\n"));
+        before = sectors;
+    }
+    assert!(guest.handle.refresh_device(1).is_err(), "no such device");
+    guest.end().all_well();
+}
+
+/// What the guest does with a disk, whatever is behind it.
+const EVERYTHING: &str = "blk-write,blk-read,blk-depth,blk-limits,blk-shapes";
+
+#[test]
+fn a_disk_that_bypasses_the_page_cache() {
+    let (_folder, path) = disk();
+    let open = Disk::open_with(&path, Access::ReadWrite, Cache::Direct).unwrap();
+    Guest::new(EVERYTHING)
+        .with("seed=9")
+        .block(open)
+        .run()
+        .all_well();
+    assert!(fs::read(&path).unwrap()[64 * SECTOR..] == pattern::sectors(9, 64, SECTORS - 64));
+}
+
+#[test]
+fn a_disk_that_is_never_flushed() {
+    let (_folder, path) = disk();
+    let open = Disk::open_with(&path, Access::ReadWrite, Cache::Unsafe).unwrap();
+    let outcome = Guest::new("blk-info,blk-write")
+        .with("seed=9")
+        .block(open)
+        .run()
+        .all_well();
+    assert_eq!(outcome.value("flush"), "false");
+    assert!(fs::read(&path).unwrap() == pattern::sectors(9, 0, SECTORS));
 }
 
 #[test]

@@ -194,6 +194,46 @@ fn says_what_the_disk_is() {
 }
 
 #[test]
+fn a_disk_grows_and_shrinks_while_it_works() {
+    let mut bench = Bench::new();
+    let path = bench.dir.path().join("disk");
+    let resize = |len: usize| {
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(len as u64).unwrap();
+    };
+    let sectors = |device: &Block| device.description().config[..8].to_vec();
+    assert!(!bench.device.refresh().unwrap());
+    let end = LEN as u64 / 512;
+    assert_eq!(bench.read(end, 512).0, IOERR);
+
+    resize(2 * LEN);
+    assert_eq!(bench.read(end, 512).0, IOERR, "not before it was looked at");
+    assert!(bench.device.refresh().unwrap());
+    assert_eq!(sectors(&bench.device), (2 * end).to_le_bytes());
+    assert_eq!(bench.status(VIRTIO_BLK_T_OUT, end, &[7; 512]), OK);
+    assert_eq!(bench.read(end, 512), (OK, vec![7; 512]));
+
+    resize(LEN / 2);
+    assert!(bench.device.refresh().unwrap());
+    assert_eq!(sectors(&bench.device), (end / 2).to_le_bytes());
+    let range = range(end / 2, 8, 0);
+    for (kind, data) in [
+        (VIRTIO_BLK_T_OUT, &[0; 512][..]),
+        (VIRTIO_BLK_T_DISCARD, &range),
+        (VIRTIO_BLK_T_WRITE_ZEROES, &range),
+    ] {
+        assert_eq!(bench.status(kind, end / 2, data), IOERR);
+    }
+    assert_eq!(bench.read(end / 2, 512).0, IOERR);
+    assert_eq!(bench.read(end / 2 - 1, 512).0, OK);
+    assert_eq!(bench.disk().len(), LEN / 2, "the file did not grow again");
+
+    resize(0);
+    assert!(bench.device.refresh().is_err());
+    assert_eq!(sectors(&bench.device), (end / 2).to_le_bytes());
+}
+
+#[test]
 fn only_a_disk_that_flushes_offers_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");

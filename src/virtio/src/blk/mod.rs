@@ -8,7 +8,7 @@ mod worker;
 use std::io;
 use std::sync::Arc;
 
-use onggi_storage::Disk;
+use onggi_storage::{Disk, SECTOR};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::blk::request::Rules;
@@ -59,7 +59,6 @@ pub enum BlockError {
 /// A block device.
 pub struct Block {
     description: Description,
-    disk: Arc<Disk>,
     rules: Rules,
     /// Of each queue that runs.
     workers: Vec<Option<Worker>>,
@@ -94,14 +93,9 @@ impl Block {
             queue_sizes: vec![queue_size; queues.into()],
             config: config::space(&disk, queues, queue_size),
         };
-        let rules = Rules {
-            len: disk.len(),
-            read_only: disk.read_only(),
-            id,
-        };
+        let rules = Rules { disk, id };
         Ok(Self {
             description,
-            disk,
             rules,
             workers: (0..queues).map(|_| None).collect(),
         })
@@ -117,6 +111,16 @@ impl Device for Block {
         // The only writable field, the cache mode, is not offered.
     }
 
+    fn refresh(&mut self) -> io::Result<bool> {
+        let disk = &self.rules.disk;
+        let changed = disk.remeasure().map_err(io::Error::other)?;
+        if changed {
+            let capacity = (disk.len() / SECTOR).to_le_bytes();
+            self.description.config[..capacity.len()].copy_from_slice(&capacity);
+        }
+        Ok(changed)
+    }
+
     fn start_queue(&mut self, index: u16, start: QueueStart) -> Result<(), StartError> {
         let max_size = self.description.queue_sizes.get(usize::from(index));
         let worker = self.workers.get_mut(usize::from(index));
@@ -127,12 +131,12 @@ impl Device for Block {
             return Err(StartError::AlreadyRunning(index));
         }
         let (queue, kick) = Queue::new(index, max_size, start)?;
-        let (disk, rules) = (self.disk.clone(), self.rules.clone());
+        let rules = self.rules.clone();
         let own_kick = kick
             .try_clone()
             .map_err(|error| StartError::Worker(index, error))?;
         let make = move || {
-            worker::Server::new(queue, disk, rules, own_kick)
+            worker::Server::new(queue, rules, own_kick)
                 .map(|server| move |stop: &_| server.serve(stop))
                 .map_err(io::Error::other)
         };

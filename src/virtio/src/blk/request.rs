@@ -4,7 +4,9 @@
 //! is the answer at once, or something for the storage engine to do; either way the [`Pending`]
 //! request is completed exactly once.
 
-use onggi_storage::{GuestBuffer, Request, SECTOR};
+use std::sync::Arc;
+
+use onggi_storage::{Disk, GuestBuffer, Request, SECTOR};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -20,9 +22,8 @@ use crate::queue::Queue;
 /// What requests are checked against.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
-    /// Length of the disk in bytes.
-    pub(crate) len: u64,
-    pub(crate) read_only: bool,
+    /// The disk, whose length may change.
+    pub(crate) disk: Arc<Disk>,
     /// The serial number, padded with zeros.
     pub(crate) id: [u8; MAX_SERIAL],
 }
@@ -180,7 +181,7 @@ fn range_request(kind: u32, mut reader: Reader<'_>, rules: &Rules) -> Result<Req
 
 impl Rules {
     fn writable(&self) -> Result<(), Status> {
-        if self.read_only {
+        if self.disk.read_only() {
             return Err(Status::IoError);
         }
         Ok(())
@@ -190,7 +191,7 @@ impl Rules {
     fn range(&self, sector: u64, len: u64) -> Result<u64, Status> {
         let offset = sector.checked_mul(SECTOR).ok_or(Status::IoError)?;
         let end = offset.checked_add(len).ok_or(Status::IoError)?;
-        if end > self.len || !len.is_multiple_of(SECTOR) {
+        if end > self.disk.len() || !len.is_multiple_of(SECTOR) {
             return Err(Status::IoError);
         }
         Ok(offset)

@@ -2,10 +2,9 @@
 //! gives them back, with one system call and one interrupt for a whole batch.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
-use onggi_storage::{Completion, Disk, Engine, EngineError};
+use onggi_storage::{Completion, Engine, EngineError};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::blk::request::{Parsed, Pending, Rules, Status, parse};
@@ -23,13 +22,8 @@ pub(crate) struct Server {
 
 impl Server {
     /// Is called on the thread that will serve.
-    pub(crate) fn new(
-        queue: Queue,
-        disk: Arc<Disk>,
-        rules: Rules,
-        kick: EventFd,
-    ) -> Result<Self, EngineError> {
-        let engine = Engine::new(disk, queue.size(), kick)?;
+    pub(crate) fn new(queue: Queue, rules: Rules, kick: EventFd) -> Result<Self, EngineError> {
+        let engine = Engine::new(rules.disk.clone(), queue.size(), kick)?;
         Ok(Self {
             queue,
             engine,

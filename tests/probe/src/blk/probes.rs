@@ -68,6 +68,7 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
         "depth" => depth(machine, &mut blk),
         "interrupts" => interrupts(machine, &mut blk),
         "error" => io_error(machine, &mut blk),
+        "resize" => resize(machine, &mut blk),
         _ => Err(failure("there is no such probe of block devices", 0, 0)),
     }
 }
@@ -402,4 +403,22 @@ fn io_error(machine: &Machine, blk: &mut Blk) -> Result<()> {
         span.from,
         &[writable(buffer, SECTOR)],
     )
+}
+
+/// The disk changes its length `times=` times. Each time its last sector can be read and the one
+/// behind it can't.
+fn resize(machine: &Machine, blk: &mut Blk) -> Result<()> {
+    let buffer = machine.allocate(SECTOR, 512)?;
+    for _ in 0..machine.options.number("times").unwrap_or(1) {
+        let before = blk.device.config64(0);
+        say!("blk-resize: before={before}");
+        let changed = cpu::wait_until(150_000_000_000, || blk.device.config64(0) != before);
+        ensure(changed, "the length never changed (sectors)", before, 0)?;
+        let now = blk.device.config64(0);
+        let data = [writable(buffer, SECTOR)];
+        blk.expect(outcome::OK, kind::IN, now - 1, &data)?;
+        blk.expect(outcome::IO_ERROR, kind::IN, now, &data)?;
+        say!("blk-resize: after={now}");
+    }
+    Ok(())
 }
