@@ -122,6 +122,7 @@ impl Plan {
                     serial: drive.drive_id,
                     spec: DiskSpec {
                         path: drive.path_on_host,
+                        base: None,
                         access: match drive.is_read_only {
                             true => Access::ReadOnly,
                             false => Access::ReadWrite,
@@ -329,6 +330,7 @@ mod tests {
         Drive {
             spec: DiskSpec {
                 path: path.into(),
+                base: None,
                 access,
                 cache,
             },

@@ -74,6 +74,11 @@ impl Explain for Error {
             Error::Tap(TapError::InUse(_)) => {
                 Some("stop what uses it, or give each VM a tap device of its own".to_owned())
             }
+            Error::Disk(DiskError::OtherBase { .. }) => Some(
+                "an overlay needs its base unchanged, with the time of its last change; \
+                 'onggi disk info' tells of an overlay"
+                    .to_owned(),
+            ),
             Error::Disk(DiskError::NoDirect(..)) => {
                 Some("use cache=writeback, or another file system".to_owned())
             }
@@ -148,10 +153,14 @@ pub fn for_microvm(
     for drive in drives {
         let DiskSpec {
             path,
+            base,
             access,
             cache,
         } = &drive.spec;
-        let disk = Disk::open_with(path, *access, *cache)?;
+        let disk = match base {
+            Some(base) => Disk::open_overlay(path, base, *access, *cache)?,
+            None => Disk::open_with(path, *access, *cache)?,
+        };
         devices.push(block(disk, &drive.serial, vcpus)?);
     }
     for spec in nets {
@@ -250,6 +259,7 @@ mod tests {
         let drive = |path: &str| Drive {
             spec: DiskSpec {
                 path: path.into(),
+                base: None,
                 access: Access::ReadOnly,
                 cache: Cache::Writeback,
             },

@@ -6,6 +6,7 @@ mod boot;
 mod cli;
 mod console;
 mod devices;
+mod disks;
 mod error;
 mod hypervisor;
 mod images;
@@ -66,6 +67,7 @@ fn start() -> Result<u8, Failure> {
         Command::Pull(args) => images::pull(&args),
         Command::Rmi(args) => images::remove(&args),
         Command::Boot(args) => boot::run(*args),
+        Command::Disk(command) => disks::run(&command),
         Command::Version => {
             output::print(concat!("onggi ", env!("CARGO_PKG_VERSION"), "\n"))?;
             Ok(0)

@@ -265,3 +265,33 @@ fn no_permission() {
     );
     assert!(message.contains("hint: join the group 'kvm'"));
 }
+
+#[test]
+fn an_overlay_is_made_once_and_shown() {
+    let home = tempfile::tempdir().unwrap();
+    let base = home.path().join("base");
+    fs::write(&base, vec![1; 1 << 20]).unwrap();
+    let disk = |arguments: &[&str]| {
+        let mut command = onggi(home.path());
+        command.current_dir(home.path()).arg("disk").args(arguments);
+        command
+    };
+    let create = &["create", "top", "--base", "base", "--size", "2m"];
+    assert!(disk(create).status().unwrap().success());
+    let info = disk(&["info", "top"]).output().unwrap();
+    let text = String::from_utf8(info.stdout).unwrap();
+    assert!(
+        text.contains("2097152 bytes") && text.contains("0 clusters"),
+        "{text}"
+    );
+
+    assert!(failure(&mut disk(create)).contains("can't make the disk top"));
+    let message = failure(&mut disk(&["info", "base"]));
+    assert_eq!(
+        message,
+        "onggi: the overlay base can't be used: it is no overlay\n"
+    );
+    let message = failure(&mut disk(&["create", "x", "--base", "none"]));
+    assert!(message.contains("can't open the disk none"), "{message}");
+    assert!(!home.path().join("x").exists());
+}

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::direct::Alignment;
 use crate::file::{Access, Cache, DiskFile};
 use crate::gpt::{self, Partition};
+use crate::overlay::{Overlay, TopError};
 
 /// Bytes of a sector, the unit in which guests address a disk.
 pub const SECTOR: u64 = 512;
@@ -51,6 +52,35 @@ pub enum DiskError {
     /// Somebody has it open for writing, or it is to be written and somebody has it open.
     #[error("the disk {} is in use by another VM", .0.display())]
     InUse(PathBuf),
+    /// A file is no top of an overlay that this version can use.
+    #[error("the overlay {} can't be used", path.display())]
+    Top {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: TopError,
+    },
+    /// An overlay belongs to its base as it was when the overlay was made.
+    #[error("{} is not the base of the overlay {}, or was changed since", base.display(), top.display())]
+    OtherBase {
+        /// The top file.
+        top: PathBuf,
+        /// What was given as its base.
+        base: PathBuf,
+    },
+    /// A new overlay would hide a part of its base, or end in the middle of a sector.
+    #[error("an overlay can't have {0} bytes: it is whole sectors, and no less than its base")]
+    OverlayLength(u64),
+    /// A new file can't be made.
+    #[error("can't make the disk {}", path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
     /// A composite disk needs at least one partition.
     #[error("a disk needs at least one partition")]
     NoPartitions,
@@ -111,6 +141,8 @@ enum Layout {
     Raw,
     /// Extents, sorted, that together cover all of the disk.
     Parts(Vec<Extent>),
+    /// A top and a base.
+    Overlay(Arc<Overlay>),
 }
 
 /// An open disk, shared by the workers that serve it.
@@ -148,6 +180,32 @@ impl Disk {
             files: vec![file],
             layout: Layout::Raw,
             len: len.into(),
+            access,
+            cache,
+            partial_writes: Mutex::default(),
+        })
+    }
+
+    /// Opens an overlay: what is written goes to the file `top`, made by
+    /// [`create_overlay`](crate::create_overlay); what was not written is read from the file `base`,
+    /// which any number of VMs may share. `cache` is for the top: the base is read through the page
+    /// cache.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn open_overlay(
+        top: &Path,
+        base: &Path,
+        access: Access,
+        cache: Cache,
+    ) -> Result<Self, DiskError> {
+        let top = DiskFile::open(top, access, cache)?;
+        let base = DiskFile::open(base, Access::ReadOnly, Cache::Writeback)?;
+        let overlay = Overlay::open(&top, &base, cache == Cache::Unsafe)?;
+        Ok(Self {
+            len: overlay.len().into(),
+            files: vec![top, base],
+            layout: Layout::Overlay(Arc::new(overlay)),
             access,
             cache,
             partial_writes: Mutex::default(),
@@ -245,8 +303,17 @@ impl Disk {
         self.files.get(index as usize).map(|file| &file.file)
     }
 
-    /// What lies at `offset`, up to the end of the extent. `None` past the end of the disk.
-    pub(crate) fn at(&self, offset: u64) -> Option<Extent> {
+    /// The overlay that it is, with the files of its top and its base.
+    pub(crate) fn overlay(&self) -> Option<(&Arc<Overlay>, &DiskFile, &DiskFile)> {
+        match (&self.layout, &self.files[..]) {
+            (Layout::Overlay(overlay), [top, base]) => Some((overlay, top, base)),
+            _ => None,
+        }
+    }
+
+    /// What lies at `offset`, up to the end of the extent or `max` bytes, whichever is easier to
+    /// tell. `None` past the end of the disk.
+    pub(crate) fn at(&self, offset: u64, max: u64) -> Option<Extent> {
         match &self.layout {
             Layout::Raw => Some(Extent {
                 start: offset,
@@ -258,6 +325,19 @@ impl Disk {
                 let extent = extents.get(next.checked_sub(1)?)?;
                 (offset - extent.start < extent.len).then(|| extent.from(offset))
             }
+            Layout::Overlay(overlay) => overlay.at(offset, max),
+        }
+    }
+}
+
+impl Drop for Disk {
+    /// Writes what an overlay has to remember. A raw disk has nothing to lose here: what was written
+    /// is in the host's page cache.
+    fn drop(&mut self) {
+        if let Some((overlay, top, _)) = self.overlay()
+            && let Err(error) = overlay.close(top)
+        {
+            tracing::error!(path = %top.path.display(), "what was not flushed is lost: {error}");
         }
     }
 }

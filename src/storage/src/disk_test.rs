@@ -89,8 +89,11 @@ fn a_raw_disk_follows_its_file() {
         resize(len);
         assert!(disk.remeasure().unwrap());
         assert_eq!(disk.len(), want);
-        assert_eq!(disk.at(want - 512).map(|extent| extent.len), Some(512));
-        assert!(disk.at(want).is_none());
+        assert_eq!(
+            disk.at(want - 512, 4096).map(|extent| extent.len),
+            Some(512)
+        );
+        assert!(disk.at(want, 512).is_none());
         assert!(!disk.remeasure().unwrap());
     }
     resize(100);
@@ -133,7 +136,10 @@ fn every_offset_has_its_place() {
         name: "layer".into(),
     };
     let disk = Disk::gpt(&[partition]).unwrap();
-    let at = |offset| disk.at(offset).map(|extent| (extent.source, extent.len));
+    let at = |offset| {
+        disk.at(offset, u64::MAX)
+            .map(|extent| (extent.source, extent.len))
+    };
     let start = 1 << 20;
     assert!(matches!(at(0), Some((Source::Bytes { offset: 0, .. }, _))));
     assert!(matches!(
@@ -218,7 +224,7 @@ fn which(tool: &str) -> Result<PathBuf, ()> {
 /// All bytes of a disk.
 fn flat(disk: &Disk) -> Vec<u8> {
     let mut all = Vec::new();
-    while let Some(extent) = disk.at(all.len() as u64) {
+    while let Some(extent) = disk.at(all.len() as u64, u64::MAX) {
         let len = extent.len as usize;
         match extent.source {
             Source::Bytes { bytes, offset } => all.extend(&bytes[offset..offset + len]),

@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::thread;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::buffer::GuestBuffer;
 use crate::disk::Disk;
-use crate::job::{Call, CallKind, Job, Step};
+use crate::job::{Call, CallKind, Job, PAUSE, Step};
 use crate::quick::QuickWrites;
 use crate::ring::{Called, Ring};
 use crate::sys;
@@ -211,7 +212,7 @@ impl<T> Engine<T> {
         ring.reap(&mut reaped);
         for Called { token, result } in reaped.drain(..) {
             if let Some((job, _)) = self.slab.get_mut(token) {
-                job.called(result);
+                job.called(result, &self.disk);
                 self.advance(token);
             }
         }
@@ -230,13 +231,13 @@ impl<T> Engine<T> {
             };
             match &mut self.backend {
                 Backend::Ring(ring, quick) => match make_quickly(&self.disk, &call, quick) {
-                    Some(result) => job.called(result),
+                    Some(result) => job.called(result, &self.disk),
                     None => match ring.push(token, call) {
                         Ok(()) => return,
                         Err(error) => break Err(error),
                     },
                 },
-                Backend::Sync(_) => job.called(make_call(&self.disk, &call)),
+                Backend::Sync(_) => job.called(make_call(&self.disk, &call), &self.disk),
             }
         };
         if let Some((_, context)) = self.slab.remove(token) {
@@ -264,6 +265,10 @@ fn make_call(disk: &Disk, call: &Call) -> io::Result<usize> {
         CallKind::Write { from, offset } => sys::write_at(file, from, *offset),
         CallKind::DataSync => file.sync_data().map(|()| 0),
         CallKind::Allocate { mode, offset, len } => sys::fallocate(file, *mode, *offset, *len),
+        CallKind::Pause => {
+            thread::sleep(PAUSE);
+            Ok(0)
+        }
     }
 }
 

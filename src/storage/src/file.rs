@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -85,10 +85,43 @@ impl DiskFile {
 
     /// Its length now, in bytes.
     pub(crate) fn measure(&self) -> Result<u64, DiskError> {
-        length(&self.file).map_err(|source| DiskError::Open {
+        length(&self.file).map_err(|source| self.error(source))
+    }
+
+    /// Says of which file the host has said that.
+    pub(crate) fn error(&self, source: io::Error) -> DiskError {
+        DiskError::Open {
             path: self.path.clone(),
             source,
-        })
+        }
+    }
+
+    /// Reads up to `bytes.len()` bytes at `offset`; fewer at the file's end.
+    pub(crate) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self.direct {
+            Some(align) => align.read(&self.file, bytes, offset),
+            None => self.file.read_at(bytes, offset),
+        }
+    }
+
+    /// Fills `bytes` from `offset` on.
+    pub(crate) fn read_all(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.read(&mut bytes[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => done += count,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` at `offset`.
+    pub(crate) fn write_all(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match self.direct {
+            Some(align) => align.write(&self.file, bytes, offset),
+            None => self.file.write_all_at(bytes, offset),
+        }
     }
 
     /// The smallest unit, in bytes, that can be read and written without touching what is beside it.

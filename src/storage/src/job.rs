@@ -4,11 +4,13 @@
 //! and falls back to what the file system can do.
 
 use std::io;
+use std::time::Duration;
 
 use crate::buffer::{GuestBuffer, MAX_ZEROS, ReadableIoVecs, WritableIoVecs};
 use crate::direct::Alignment;
 use crate::disk::{Disk, Source};
 use crate::engine::Request;
+use crate::overlay::{Claim, Place, Snapshot};
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 /// The most bytes that are bounced at once.
@@ -25,11 +27,26 @@ pub(crate) struct Call {
 }
 
 pub(crate) enum CallKind {
-    Read { into: WritableIoVecs, offset: u64 },
-    Write { from: ReadableIoVecs, offset: u64 },
+    Read {
+        into: WritableIoVecs,
+        offset: u64,
+    },
+    Write {
+        from: ReadableIoVecs,
+        offset: u64,
+    },
     DataSync,
-    Allocate { mode: i32, offset: u64, len: u64 },
+    Allocate {
+        mode: i32,
+        offset: u64,
+        len: u64,
+    },
+    /// Nothing, for [`PAUSE`].
+    Pause,
 }
+
+/// How long a job waits for others that are in its way.
+pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a job needs next.
 pub(crate) enum Step {
@@ -51,10 +68,19 @@ enum WithoutHoles {
 enum Work {
     Read(GuestBuffer),
     Write(GuestBuffer),
-    Sync,
+    Sync(Flush),
     Punch(WithoutHoles),
     ZeroRange,
     WriteZeros,
+}
+
+/// How far a flush has come.
+enum Flush {
+    Begin,
+    /// Data is made durable; then come these bits of an overlay.
+    Data(Option<Snapshot>),
+    /// The bits are made durable.
+    Bits(Snapshot),
 }
 
 /// A request that is being carried out.
@@ -64,6 +90,12 @@ pub(crate) struct Job {
     offset: u64,
     /// Bytes from there.
     left: u64,
+    /// Bytes that the last call is to deal with; 0 if it was a pause.
+    asked: u64,
+    /// Clusters of an overlay that the last call writes for the first time.
+    claim: Option<Claim>,
+    /// Whether whole clusters of an overlay have to be copied up, as a call wrote less than one.
+    piecemeal: bool,
     /// Its end, once that is known.
     end: Option<io::Result<()>>,
     retried: bool,
@@ -81,7 +113,7 @@ impl Job {
                 let len = buffer.len();
                 (Work::Write(buffer), offset, len)
             }
-            Request::Flush => (Work::Sync, 0, 0),
+            Request::Flush => (Work::Sync(Flush::Begin), 0, 0),
             Request::Discard { offset, len } => (Work::Punch(WithoutHoles::Ignore), offset, len),
             Request::WriteZeroes { offset, len, unmap } => {
                 let work = if unmap {
@@ -96,6 +128,9 @@ impl Job {
             work,
             offset,
             left,
+            asked: 0,
+            claim: None,
+            piecemeal: false,
             end: None,
             retried: false,
         };
@@ -111,7 +146,7 @@ impl Job {
             .is_some_and(|end| end <= disk.len());
         match self.work {
             _ if !inside => Some(Err(os_error(libc::EINVAL))),
-            Work::Sync => (!disk.flushes()).then_some(Ok(())),
+            Work::Sync(_) => (!disk.flushes()).then_some(Ok(())),
             Work::Read(_) => (self.left == 0).then_some(Ok(())),
             _ if disk.read_only() => Some(Err(os_error(libc::EROFS))),
             _ => (self.left == 0).then_some(Ok(())),
@@ -135,12 +170,41 @@ impl Job {
 
     /// The next call, or `None` where a piece was done without one.
     fn next_call(&mut self, disk: &Disk) -> io::Result<Option<Call>> {
-        if matches!(self.work, Work::Sync) {
+        if let Work::Sync(flush) = &mut self.work {
+            if matches!(flush, Flush::Begin) {
+                let overlay = disk.overlay();
+                let snapshot = overlay.map(|(overlay, ..)| overlay.begin_flush());
+                *flush = Flush::Data(snapshot.transpose()?.flatten());
+            }
             return Ok(Some(self.call(0, CallKind::DataSync)));
         }
-        let extent = disk.at(self.offset).ok_or(os_error(libc::EINVAL))?;
-        let len = extent.len.min(self.left);
-        let (file, offset) = match extent.source {
+        let (source, len) = match (&self.work, disk.overlay()) {
+            (Work::Read(_), _) | (_, None) => {
+                let extent = disk.at(self.offset, self.left);
+                let extent = extent.ok_or(os_error(libc::EINVAL))?;
+                (extent.source, extent.len.min(self.left))
+            }
+            (_, Some((overlay, top, base))) => match overlay.place(self.offset, self.left) {
+                Place::Top(len) => (overlay.in_top(self.offset), len),
+                // There is nothing to give back.
+                Place::Fresh(len) | Place::Part(len) if self.is_discard() => {
+                    self.go_past(len);
+                    return Ok(None);
+                }
+                Place::Fresh(len) if !self.piecemeal => {
+                    self.claim = Some(overlay.claim(self.offset, len));
+                    (overlay.in_top(self.offset), len)
+                }
+                Place::Fresh(_) | Place::Part(_) => {
+                    let there = overlay.copy_up(top, base, self.offset)?;
+                    self.piecemeal &= !there;
+                    self.asked = 0;
+                    return Ok((!there).then(|| self.call(0, CallKind::Pause)));
+                }
+            },
+        };
+        self.asked = len;
+        let (file, offset) = match source {
             Source::File { index, offset } => (index, offset),
             Source::Bytes { bytes, offset } => {
                 return self.fill(
@@ -164,7 +228,7 @@ impl Job {
                 from: buffer.readable(len)?,
                 offset,
             },
-            Work::Sync => CallKind::DataSync,
+            Work::Sync(_) => CallKind::DataSync,
             Work::Punch(_) => allocate(PUNCH, offset, len),
             Work::ZeroRange => allocate(ZERO, offset, len),
             Work::WriteZeros => CallKind::Write {
@@ -193,9 +257,17 @@ impl Job {
             return Err(os_error(libc::EROFS));
         };
         fill(buffer)?;
+        self.go_past(len);
+        Ok(None)
+    }
+
+    fn is_discard(&self) -> bool {
+        matches!(self.work, Work::Punch(WithoutHoles::Ignore))
+    }
+
+    fn go_past(&mut self, len: u64) {
         self.offset += len;
         self.left -= len;
-        Ok(None)
     }
 
     /// Whether direct I/O takes the next call as it is.
@@ -205,7 +277,7 @@ impl Job {
                 align.is_whole(offset, len) && buffer.is_aligned(len, align)
             }
             Work::WriteZeros => align.is_whole(offset, len),
-            Work::Sync | Work::Punch(_) | Work::ZeroRange => true,
+            Work::Sync(_) | Work::Punch(_) | Work::ZeroRange => true,
         }
     }
 
@@ -221,76 +293,117 @@ impl Job {
     ) -> io::Result<Option<Call>> {
         let file = disk.file(file).ok_or(io::ErrorKind::NotFound)?;
         let mut bytes = vec![0; len.min(MAX_BOUNCE) as usize];
-        match &mut self.work {
-            Work::Read(buffer) => {
-                let got = align.read(file, &mut bytes, offset)?;
-                if got == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                bytes.truncate(got);
-                buffer.fill(&bytes)?;
+        if let Work::Read(buffer) = &mut self.work {
+            let got = align.read(file, &mut bytes, offset)?;
+            if got == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            work => {
-                if let Work::Write(buffer) = work {
-                    buffer.peek(&mut bytes)?;
-                    buffer.advance(bytes.len() as u64);
-                }
-                let _guard = disk.lock_partial_writes();
-                align.write(file, &bytes, offset)?;
-            }
+            buffer.fill(&bytes[..got])?;
+            self.go_past(got as u64);
+            return Ok(None);
         }
-        self.offset += bytes.len() as u64;
-        self.left -= bytes.len() as u64;
+        if let Work::Write(buffer) = &self.work {
+            buffer.peek(&mut bytes)?;
+        }
+        let guard = disk.lock_partial_writes();
+        align.write(file, &bytes, offset)?;
+        drop(guard);
+        self.moved(bytes.len() as u64, disk)?;
         Ok(None)
     }
 
     /// Takes the result of the last call: bytes, or an error.
-    pub(crate) fn called(&mut self, result: io::Result<usize>) {
-        match result {
+    pub(crate) fn called(&mut self, result: io::Result<usize>, disk: &Disk) {
+        let going_on = match result {
             Ok(count) => {
                 self.retried = false;
-                self.succeeded(count as u64);
+                self.succeeded(count as u64, disk)
             }
-            Err(error) => self.failed(error),
+            Err(error) => {
+                self.claim = None;
+                self.failed(error, disk)
+            }
+        };
+        match going_on {
+            Err(error) => self.end = Some(Err(error)),
+            Ok(()) if self.left == 0 && !matches!(self.work, Work::Sync(_)) => {
+                self.end = Some(Ok(()));
+            }
+            Ok(()) => {}
         }
     }
 
-    fn succeeded(&mut self, count: u64) {
-        let count = match &mut self.work {
+    fn succeeded(&mut self, count: u64, disk: &Disk) -> io::Result<()> {
+        match &self.work {
+            Work::Sync(_) => self.synced(disk),
+            // It was a pause.
+            _ if self.asked == 0 => Ok(()),
             // The file is shorter than it was.
             Work::Read(_) | Work::Write(_) | Work::WriteZeros if count == 0 => {
-                self.end = Some(Err(io::ErrorKind::UnexpectedEof.into()));
-                return;
+                Err(io::ErrorKind::UnexpectedEof.into())
             }
-            Work::Read(buffer) | Work::Write(buffer) => {
-                buffer.advance(count);
-                count
+            Work::Read(_) | Work::Write(_) | Work::WriteZeros => {
+                self.moved(count.min(self.asked), disk)
             }
-            Work::WriteZeros => count,
-            // These do all or nothing, and writable disks are one extent.
-            Work::Sync | Work::Punch(_) | Work::ZeroRange => self.left,
-        };
-        let count = count.min(self.left);
-        self.offset += count;
-        self.left -= count;
-        if self.left == 0 {
-            self.end = Some(Ok(()));
+            // These do all or nothing.
+            Work::Punch(_) | Work::ZeroRange => self.moved(self.asked, disk),
         }
     }
 
-    fn failed(&mut self, error: io::Error) {
+    /// Goes past `count` bytes that were dealt with.
+    fn moved(&mut self, count: u64, disk: &Disk) -> io::Result<()> {
+        let count = match (self.claim.take(), disk.overlay()) {
+            (Some(claim), Some((_, top, _))) => claim.wrote(top, count)?,
+            _ => count,
+        };
+        self.piecemeal = count == 0;
+        if let Work::Read(buffer) | Work::Write(buffer) = &mut self.work {
+            buffer.advance(count);
+        }
+        self.go_past(count);
+        Ok(())
+    }
+
+    /// Goes on after what was written before is durable.
+    fn synced(&mut self, disk: &Disk) -> io::Result<()> {
+        let Work::Sync(flush) = &mut self.work else {
+            return Ok(());
+        };
+        match (std::mem::replace(flush, Flush::Begin), disk.overlay()) {
+            (Flush::Data(Some(bits)), Some((overlay, top, _))) => {
+                overlay.write_bits(top, &bits)?;
+                *flush = Flush::Bits(bits);
+                return Ok(());
+            }
+            (Flush::Bits(bits), Some((overlay, ..))) => overlay.flushed(&bits),
+            _ => {}
+        }
+        self.end = Some(Ok(()));
+        Ok(())
+    }
+
+    fn failed(&mut self, error: io::Error, disk: &Disk) -> io::Result<()> {
         match (error.raw_os_error(), &self.work) {
+            // The end of a pause.
+            (Some(libc::ETIME), work) if self.asked == 0 && !matches!(work, Work::Sync(_)) => {}
             (Some(libc::EINTR), _) => self.retried = true,
             (Some(libc::EAGAIN), _) if !self.retried => self.retried = true,
             // Not at all, or, of a block device, not for parts of its blocks.
             (Some(libc::EOPNOTSUPP | libc::EINVAL), work) => match work {
-                Work::Punch(WithoutHoles::Ignore) => self.end = Some(Ok(())),
+                Work::Punch(WithoutHoles::Ignore) => self.go_past(self.asked),
                 Work::Punch(WithoutHoles::Zero) => self.work = Work::ZeroRange,
                 Work::ZeroRange => self.work = Work::WriteZeros,
-                _ => self.end = Some(Err(error)),
+                _ => return Err(error),
             },
-            _ => self.end = Some(Err(error)),
+            (_, Work::Sync(_)) => {
+                if let Some((overlay, ..)) = disk.overlay() {
+                    overlay.flush_failed();
+                }
+                return Err(error);
+            }
+            _ => return Err(error),
         }
+        Ok(())
     }
 }
 

@@ -2,8 +2,8 @@
 //! disks put together from several files, served by io_uring straight from and to guest memory.
 //!
 //! The crate knows nothing of virtio. A frontend opens a [`Disk`], and each of its workers serves
-//! that disk with an [`Engine`] of its own. Further formats (copy-on-write overlays, qcow2) are new
-//! ways to make a [`Disk`] out of extents.
+//! that disk with an [`Engine`] of its own. A [`Disk`] is a
+//! raw file, files put together, or a copy-on-write overlay.
 
 mod buffer;
 mod direct;
@@ -12,6 +12,7 @@ mod engine;
 mod file;
 mod gpt;
 mod job;
+mod overlay;
 mod quick;
 mod ring;
 mod sys;
@@ -21,3 +22,4 @@ pub use disk::{Disk, DiskError, SECTOR};
 pub use engine::{Completion, Engine, EngineError, Request};
 pub use file::{Access, Cache};
 pub use gpt::{MAX_PARTITIONS, Partition};
+pub use overlay::{OverlayInfo, TopError, create_overlay, overlay_info};

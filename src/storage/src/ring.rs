@@ -11,13 +11,16 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::disk::Disk;
-use crate::job::{Call, CallKind};
+use crate::job::{Call, CallKind, PAUSE};
 
 /// The user data of the kick's poll; tokens are 32 bits wide.
 const KICK: u64 = u64::MAX;
 
 /// The most entries of a submission queue. Larger batches are submitted in parts.
 const MAX_ENTRIES: u32 = 64;
+
+/// How long [`CallKind::Pause`] takes.
+static PAUSE_TIME: types::Timespec = types::Timespec::new().nsec(PAUSE.subsec_nanos());
 
 /// A completed call.
 pub(crate) struct Called {
@@ -227,6 +230,7 @@ fn entry(call: &Call) -> squeue::Entry {
             .offset(*offset)
             .mode(*mode)
             .build(),
+        CallKind::Pause => opcode::Timeout::new(&PAUSE_TIME).build(),
     };
     if call.retried {
         entry.flags(squeue::Flags::ASYNC)

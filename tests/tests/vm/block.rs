@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use onggi_storage::{Access, Cache, Disk};
+use onggi_storage::{Access, Cache, Disk, create_overlay};
 use onggi_tests::guest::Guest;
 use onggi_tests::pattern::{self, SECTOR};
 use tempfile::{TempDir, tempdir};
@@ -219,6 +219,37 @@ fn a_disk_that_bypasses_the_page_cache() {
         .run()
         .all_well();
     assert!(fs::read(&path).unwrap()[64 * SECTOR..] == pattern::sectors(9, 64, SECTORS - 64));
+}
+
+#[test]
+fn an_overlay_takes_what_is_written() {
+    let (folder, base) = disk();
+    let top = folder.path().join("top");
+    create_overlay(&top, &base, Some(2 * SECTORS * SECTOR as u64)).unwrap();
+    let open = |access| Disk::open_overlay(&top, &base, access, Cache::Writeback).unwrap();
+    Guest::new("blk-write,blk-read,blk-shapes")
+        .with("seed=9 from=100 sectors=6001")
+        .block(open(Access::ReadWrite))
+        .run()
+        .all_well();
+    // The next guest finds both.
+    for span in [
+        "sectors=100",
+        "seed=9 from=108 sectors=5993",
+        "from=6101 sectors=2091",
+    ] {
+        Guest::new("blk-read")
+            .with(span)
+            .block(open(Access::ReadOnly))
+            .run()
+            .all_well();
+    }
+    Guest::new(EVERYTHING)
+        .with("seed=5")
+        .block(open(Access::ReadWrite))
+        .run()
+        .all_well();
+    assert!(fs::read(&base).unwrap() == pattern::sectors(0, 0, SECTORS));
 }
 
 #[test]

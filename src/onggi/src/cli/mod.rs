@@ -32,6 +32,9 @@ pub enum Command {
     Rmi(RmiArgs),
     /// Boot a kernel in a plain microVM, without any container
     Boot(Box<BootArgs>),
+    /// Make overlays of disks, and look at them
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Show the version of onggi
     Version,
 }
@@ -149,6 +152,33 @@ pub struct RmiArgs {
     pub images: Vec<String>,
 }
 
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub enum DiskCommand {
+    /// Make an overlay: a disk that is its base until it is written
+    Create(CreateDiskArgs),
+    /// Show what an overlay is
+    Info(DiskInfoArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CreateDiskArgs {
+    /// The new file, which takes what is written
+    pub top: PathBuf,
+    /// The disk that is not to be written: a raw file or block device
+    #[arg(long, value_name = "FILE")]
+    pub base: PathBuf,
+    /// Length of the disk, with a suffix b, k, m, g or t [default: that of the base]
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<MemorySize>,
+}
+
+#[derive(Debug, Args)]
+pub struct DiskInfoArgs {
+    /// The overlay's file
+    pub top: PathBuf,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = BOOT_EXAMPLES)]
 pub struct BootArgs {
@@ -159,8 +189,9 @@ pub struct BootArgs {
     /// Initial RAM disk
     #[arg(short, long, value_name = "FILE", conflicts_with = "config")]
     pub initrd: Option<PathBuf>,
-    /// A raw file or block device as a disk, read-only with ',ro'; the first is /dev/vda
-    #[arg(short, long, value_name = "FILE[,ro][,cache=MODE]")]
+    /// A raw file or block device as a disk, read-only with ',ro', or an overlay of a base; the
+    /// first is /dev/vda
+    #[arg(short, long, value_name = "FILE[,ro][,cache=MODE][,base=FILE]")]
     #[arg(conflicts_with = "config")]
     pub disk: Vec<DiskSpec>,
     /// The kernel's command line

@@ -21,7 +21,7 @@ pub enum ValueError {
     TooLarge,
     #[error("a VM needs at least 1m of memory")]
     TooSmall,
-    #[error("after the file of a disk may follow ',ro', ',rw' and ',cache=MODE'")]
+    #[error("after the file of a disk may follow ',ro', ',rw', ',cache=MODE' and ',base=FILE'")]
     DiskOption,
     #[error("a disk's cache is writeback, direct or unsafe")]
     Cache,
@@ -116,6 +116,8 @@ fn fraction_of(digits: &str, shift: u32) -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {
     pub path: PathBuf,
+    /// What an overlay in `path` is an overlay of.
+    pub base: Option<PathBuf>,
     pub access: Access,
     pub cache: Cache,
 }
@@ -130,11 +132,13 @@ impl FromStr for DiskSpec {
         if path.is_empty() {
             return Err(ValueError::NoFile);
         }
-        let (mut access, mut cache) = (None, None);
+        let (mut access, mut cache, mut base) = (None, None, None);
         for word in words {
             let twice = match word.split_once('=') {
                 None if word == "ro" => access.replace(Access::ReadOnly).map(|_| "ro"),
                 None if word == "rw" => access.replace(Access::ReadWrite).map(|_| "rw"),
+                Some(("base", "")) => return Err(ValueError::NoFile),
+                Some(("base", file)) => base.replace(PathBuf::from(file)).map(|_| "base"),
                 Some(("cache", mode)) => cache.replace(cache_mode(mode)?).map(|_| "cache"),
                 _ => return Err(ValueError::DiskOption),
             };
@@ -144,6 +148,7 @@ impl FromStr for DiskSpec {
         }
         Ok(DiskSpec {
             path: path.into(),
+            base,
             access: access.unwrap_or(Access::ReadWrite),
             cache: cache.unwrap_or_default(),
         })

@@ -56,10 +56,13 @@ fn disks() {
     let disk = |access, cache| {
         Ok(DiskSpec {
             path: "a.img".into(),
+            base: None,
             access,
             cache,
         })
     };
+    let overlay = "t,cache=direct,base=b".parse::<DiskSpec>().unwrap();
+    assert_eq!((overlay.path, overlay.base), ("t".into(), Some("b".into())));
     let (rw, ro) = (Access::ReadWrite, Access::ReadOnly);
     for (text, access, cache) in [
         ("a.img", rw, Cache::Writeback),
@@ -75,7 +78,7 @@ fn disks() {
     for text in ["a,rx", "a,b,rw", "a,", "a,ro=1", "a,path=b"] {
         assert_eq!(error(text), ValueError::DiskOption, "{text}");
     }
-    for text in ["", ",ro", "path=", "path=,ro"] {
+    for text in ["", ",ro", "path=", "path=,ro", "t,base="] {
         assert_eq!(error(text), ValueError::NoFile, "{text}");
     }
     for text in ["a,cache", "a,cache=", "a,cache=none"] {
