@@ -21,7 +21,7 @@ DISK_MIB = 512
 # A third of a second or so for each case and run.
 TICKS = 1_000_000_000
 PATIENCE = 300
-LINE = re.compile(rb"blk-bench: (begin|case) (\S+)(.*)")
+LINE = re.compile(rb"(?:blk|net)-bench: (begin|case) (\S+)(.*)")
 FIO = {
     "read": ["--rw=randread", "--bs=4k"],
     "write": ["--rw=randwrite", "--bs=4k"],
@@ -84,7 +84,7 @@ def one_run(name, command):
             place[case] = {"at": now, "cpu": serving_seconds(process.pid), "exits": exits(process.pid)} | numbers
     process.wait()
     hangs.cancel()
-    if b"blk-bench: ok" not in said:
+    if b"-bench: ok" not in said:
         sys.exit(f"error: {name} did not do its work: {said.decode(errors='replace')}")
     # How fast the guest's clock ticks, over the whole run.
     cases = list(ended)

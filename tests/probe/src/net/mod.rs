@@ -1,5 +1,6 @@
 //! Networks.
 
+mod bench;
 mod driver;
 mod probes;
 

@@ -1,6 +1,7 @@
 //! The probes of network devices. Options: `size=` of the frame to send, `count=` of frames to send
 //! back, `pairs=` of queues.
 
+use super::bench;
 use super::driver::{ETHERNET, HEADER, NETWORK, Net, PAIRS, Pair};
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
@@ -28,6 +29,7 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
             echo(&net, &mut pair, count)
         }
         "pairs" => pairs(machine, device),
+        "bench" => bench::run(machine),
         _ => Err(failure("there is no such probe of networks", 0, 0)),
     }
 }
