@@ -35,13 +35,14 @@ pub trait Link: AsFd + Send + Sync {
     /// The kernel's. A link's only end can't be taken out.
     fn set_attached(&self, attached: bool) -> io::Result<()>;
 
-    /// Takes the next frame: into guest memory, and what has no room there into `spill`. Returns
-    /// its length, header included. Where there is no room in either, the rest is lost.
+    /// Takes the next frame: into the first `count` vectors of guest memory, and what has no room
+    /// there into `spill`. Returns its length, header included. Where there is no room in either,
+    /// the rest is lost.
     ///
     /// # Errors
     /// `WouldBlock` where no frame waits, otherwise the kernel's.
-    fn receive(&self, into: &Writable, spill: &mut [u8]) -> io::Result<usize> {
-        sys::read(self.as_fd(), into, spill)
+    fn receive(&self, into: &mut Writable, count: usize, spill: &mut [u8]) -> io::Result<usize> {
+        sys::read(self.as_fd(), into, count, spill)
     }
 
     /// Sends a frame.

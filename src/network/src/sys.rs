@@ -6,12 +6,19 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::vectors::{Readable, Writable};
 
-/// Reads one frame into guest memory, and what has no room there into `spill`.
-pub(crate) fn read(fd: BorrowedFd, into: &Writable, spill: &mut [u8]) -> io::Result<usize> {
-    let list = into.with_spill(spill);
+/// Reads one frame into the first `count` vectors of guest memory, and what has no room there into
+/// `spill`.
+pub(crate) fn read(
+    fd: BorrowedFd,
+    into: &mut Writable,
+    count: usize,
+    spill: &mut [u8],
+) -> io::Result<usize> {
     // SAFETY: `into` keeps the memory that its vectors describe mapped and writable, and only
     // volatile accesses and the kernel touch it; `spill` is borrowed. There are at most UIO_MAXIOV.
-    check(unsafe { libc::readv(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) })
+    check(into.with_spill(count, spill, |list| unsafe {
+        libc::readv(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int)
+    }))
 }
 
 /// Writes one frame from guest memory.

@@ -17,6 +17,8 @@ pub struct TooManyRanges;
 #[derive(Default)]
 struct Vectors {
     list: Vec<libc::iovec>,
+    /// How many at the front of the list are no longer of use.
+    gone: usize,
     /// Every memory that a vector points to.
     memories: Vec<Arc<GuestMemoryMmap>>,
     len: usize,
@@ -25,8 +27,27 @@ struct Vectors {
 impl Vectors {
     fn clear(&mut self) {
         self.list.clear();
+        self.gone = 0;
         self.memories.clear();
         self.len = 0;
+    }
+
+    fn vectors(&self) -> &[libc::iovec] {
+        &self.list[self.gone..]
+    }
+
+    fn forget_front(&mut self, count: usize) {
+        let end = (self.gone + count).min(self.list.len());
+        let bytes: usize = self.list[self.gone..end].iter().map(|v| v.iov_len).sum();
+        self.len -= bytes;
+        self.gone = end;
+        if self.gone == self.list.len() {
+            self.clear();
+        } else if self.gone > self.list.len() / 2 {
+            // Each vector is moved once at most for each that is gone.
+            self.list.drain(..self.gone);
+            self.gone = 0;
+        }
     }
 
     fn push(
@@ -65,7 +86,7 @@ impl Vectors {
     ) -> Option<()> {
         for slice in memory.get_slices(addr, len, access).ok()? {
             let slice = slice.ok()?;
-            if self.list.len() == MAX_VECTORS {
+            if self.vectors().len() == MAX_VECTORS {
                 return None;
             }
             self.list.push(libc::iovec {
@@ -114,15 +135,40 @@ impl Writable {
         self.0.push(memory, ranges, Permissions::Write)
     }
 
-    /// All vectors, and one for `spill`. They are valid as long as both are borrowed.
-    pub(crate) fn with_spill(&self, spill: &mut [u8]) -> Vec<libc::iovec> {
-        let mut list = Vec::with_capacity(self.0.list.len() + 1);
-        list.extend_from_slice(&self.0.list);
-        list.push(libc::iovec {
+    /// How many vectors the ranges have become.
+    pub fn vectors(&self) -> usize {
+        self.0.vectors().len()
+    }
+
+    /// Forgets so many vectors, from the first on.
+    pub fn forget_front(&mut self, count: usize) {
+        self.0.forget_front(count);
+    }
+
+    /// Calls `f` with the first `count` vectors and one for `spill` behind them.
+    pub(crate) fn with_spill<T>(
+        &mut self,
+        count: usize,
+        spill: &mut [u8],
+        f: impl FnOnce(&[libc::iovec]) -> T,
+    ) -> T {
+        let spill = libc::iovec {
             iov_base: spill.as_mut_ptr().cast(),
             iov_len: spill.len(),
-        });
-        list
+        };
+        let list = &mut self.0.list;
+        let place = self.0.gone + count.min(list.len() - self.0.gone);
+        // In the place of the vector that is not wanted any more.
+        let kept = list.get_mut(place).map(|at| std::mem::replace(at, spill));
+        if kept.is_none() {
+            list.push(spill);
+        }
+        let result = f(&list[self.0.gone..=place]);
+        match kept {
+            Some(kept) => list[place] = kept,
+            None => list.truncate(place),
+        }
+        result
     }
 }
 
@@ -146,7 +192,7 @@ impl Readable {
 
     /// All vectors. They are valid as long as `self` is borrowed.
     pub(crate) fn list(&self) -> &[libc::iovec] {
-        &self.0.list
+        self.0.vectors()
     }
 }
 
@@ -173,5 +219,39 @@ mod tests {
         room.push(&memory, many[1..].iter().copied()).unwrap();
         room.clear();
         assert!(room.is_empty());
+    }
+
+    #[test]
+    fn what_is_forgotten_makes_room() {
+        let memory =
+            Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+        let lens = |room: &mut Writable, count| {
+            let lens = |list: &[libc::iovec]| list.iter().map(|v| v.iov_len).collect::<Vec<_>>();
+            room.with_spill(count, &mut [0; 9], lens)
+        };
+        let mut room = Writable::default();
+        assert_eq!(lens(&mut room, 3), [9]);
+        for len in 100..105 {
+            room.push(&memory, [(GuestAddress(0), len)]).unwrap();
+        }
+        assert_eq!(lens(&mut room, 2), [100, 101, 9]);
+        assert_eq!(lens(&mut room, 5), [100, 101, 102, 103, 104, 9]);
+        room.forget_front(2);
+        assert_eq!((room.vectors(), room.len()), (3, 102 + 103 + 104));
+        assert_eq!(lens(&mut room, 1), [102, 9]);
+        room.forget_front(1);
+        room.push(&memory, [(GuestAddress(0), 105)]).unwrap();
+        assert_eq!(lens(&mut room, 7), [103, 104, 105, 9]);
+        room.forget_front(3);
+        assert!(room.is_empty());
+        // The most that there may be at once, over and over.
+        for _ in 0..4 {
+            let many = [(GuestAddress(0), 1); MAX_VECTORS];
+            room.push(&memory, many).unwrap();
+            assert_eq!(room.push(&memory, [many[0]]), Err(TooManyRanges));
+            room.forget_front(MAX_VECTORS - 1);
+            assert_eq!(room.vectors(), 1);
+            room.forget_front(1);
+        }
     }
 }

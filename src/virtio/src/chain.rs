@@ -111,6 +111,16 @@ impl Chain {
         Some(GuestAddress(last.addr.0 + u64::from(last.len) - 1))
     }
 
+    /// Where the device-readable part lies.
+    pub fn readable(&self) -> &[Segment] {
+        &self.segments[..self.readable]
+    }
+
+    /// Where the device-writable part lies.
+    pub fn writable(&self) -> &[Segment] {
+        &self.segments[self.readable..]
+    }
+
     /// Writes the device-writable part from its start.
     pub fn writer(&self) -> Writer<'_> {
         Writer(Cursor::new(&self.memory, &self.segments[self.readable..]))

@@ -1,4 +1,5 @@
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,9 +79,9 @@ impl Link for Socket {
         }
     }
 
-    fn receive(&self, into: &Writable, spill: &mut [u8]) -> io::Result<usize> {
+    fn receive(&self, into: &mut Writable, count: usize, spill: &mut [u8]) -> io::Result<usize> {
         self.check()?;
-        self.plain.receive(into, spill)
+        self.plain.receive(into, count, spill)
     }
 
     fn send(&self, from: &Readable) -> io::Result<()> {
@@ -247,6 +248,44 @@ fn a_long_frame_goes_over_many_buffers() {
         assert_eq!(state.next_used as usize, count);
         assert_eq!(state.next_avail, state.next_used, "buffers were kept");
     }
+}
+
+#[test]
+fn long_and_short_frames_follow_each_other() {
+    let (link, peer) = link();
+    let guest = Guest::new();
+    let mut driver = guest.queue(64);
+    let mut device = net(link);
+    device.start_queue(0, driver.start(MERGEABLE)).unwrap();
+    let mut rooms = HashMap::new();
+    for _ in 0..64 {
+        let room = guest.room(1526);
+        rooms.insert(driver.add(&[], &[room]), room);
+    }
+    driver.kick();
+    // Spells of short frames, after which a long one comes unexpectedly.
+    let short = |len| std::iter::repeat_n(len, 70);
+    let lens = short(60)
+        .chain([65_000, 1514, 1515, 60, 20_000, 9000])
+        .chain(short(1514))
+        .chain([1515, 60, 65_000])
+        .chain(short(3000))
+        .chain([3029, 3041, 60]);
+    for len in lens {
+        let sent = frame(len);
+        push(&peer, &sent);
+        let mut got: Vec<u8> = Vec::new();
+        while got.len() < sent.len() {
+            let used = driver.wait_used();
+            let room = rooms.remove(&used.head).unwrap();
+            got.extend(&guest.read(room)[..used.len as usize]);
+            rooms.insert(driver.add(&[], &[room]), room);
+            driver.kick();
+        }
+        assert!(got[HEADER..] == sent[HEADER..], "a frame of {len}");
+    }
+    let state = device.stop_queue(0).unwrap();
+    assert_eq!(state.next_avail, state.next_used, "buffers were kept");
 }
 
 #[test]

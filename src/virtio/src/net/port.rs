@@ -104,8 +104,13 @@ impl Port {
     }
 
     /// Takes the next frame off the link, as [`Link::receive`].
-    pub(super) fn receive(&self, into: &Writable, spill: &mut [u8]) -> io::Result<usize> {
-        self.while_on(|link| link.receive(into, spill))
+    pub(super) fn receive(
+        &self,
+        into: &mut Writable,
+        count: usize,
+        spill: &mut [u8],
+    ) -> io::Result<usize> {
+        self.while_on(|link| link.receive(into, count, spill))
     }
 
     /// Sends a frame, as [`Link::send`].

@@ -1,9 +1,11 @@
 //! Frames to the guest (VIRTIO 1.2 §5.1.6.3, §5.1.6.4).
 //!
 //! How long a frame is shows only when it has been taken off the link. So the receiver holds enough
-//! of the driver's buffers for the longest one, lets the kernel write to all of them, and keeps
-//! those that were not needed for the next frame. What had no room waits in `spill` for more
-//! buffers. When the queue is stopped, the buffers that are held go back where they came from.
+//! of the driver's buffers for the longest one, and keeps those that a frame did not need for the
+//! next. The kernel writes to as many of them as frames have needed lately, and the rest of a longer
+//! one to `spill`, from where it is copied: a list of all buffers would cost more for each short
+//! frame than the frame itself. When the queue is stopped, the buffers that are held go back where
+//! they came from.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,7 +18,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::port::Ports;
 use super::wait::Wait;
 use super::{Failures, is_gone};
-use crate::chain::{Chain, Segment};
+use crate::chain::Chain;
 use crate::device::QueueState;
 use crate::queue::Queue;
 use crate::worker::Stop;
@@ -30,11 +32,39 @@ const REST: i32 = 100;
 /// Where `num_buffers` lies in the header.
 const NUM_BUFFERS: usize = 10;
 
+/// After so many frames without a long one, the next are taken to be short.
+const SPELL: u32 = 64;
+
 /// A buffer that the driver gave for frames.
 struct Held {
     chain: Chain,
-    segments: Vec<Segment>,
     room: usize,
+    /// How many vectors of the receiver's are its own.
+    vectors: usize,
+}
+
+/// How long frames are lately.
+struct Reach {
+    /// What is enough for them.
+    bytes: usize,
+    /// The longest of the last `count`.
+    longest: usize,
+    count: u32,
+}
+
+impl Reach {
+    fn note(&mut self, len: usize) {
+        self.longest = self.longest.max(len);
+        self.count += 1;
+        if len > self.bytes {
+            self.bytes = MAX_FRAME;
+        } else if self.count < SPELL {
+            return;
+        } else {
+            self.bytes = self.longest;
+        }
+        (self.longest, self.count) = (0, 0);
+    }
 }
 
 /// A frame that was taken off the link.
@@ -63,7 +93,13 @@ pub(super) struct Receiver {
     held: VecDeque<Held>,
     /// The sum of the rooms.
     room: usize,
+    /// Those of the buffers from the first on, as far as was needed until now.
     vectors: Writable,
+    /// How many buffers these are.
+    mapped: usize,
+    reach: Reach,
+    /// The buffers of one frame, on their way back.
+    full: Vec<(Chain, u32)>,
     spill: Vec<u8>,
     frame: Option<Frame>,
     failures: Failures,
@@ -87,6 +123,13 @@ impl Receiver {
             held: VecDeque::new(),
             room: 0,
             vectors: Writable::default(),
+            mapped: 0,
+            reach: Reach {
+                bytes: MAX_FRAME,
+                longest: 0,
+                count: 0,
+            },
+            full: Vec::new(),
             spill: vec![0; MAX_FRAME],
             frame: None,
             failures: Failures::default(),
@@ -168,41 +211,49 @@ impl Receiver {
         let enough = if self.mergeable { MAX_FRAME } else { 1 };
         while self.room < enough {
             let Some(chain) = self.queue.pop() else { break };
-            let writer = chain.writer();
-            let room = writer.remaining();
-            let segments: Vec<_> = writer.segments().collect();
+            let room = chain.writer().remaining();
             // A buffer has room for a header at least, and nothing to read (§5.1.6.3.1).
-            let ranges = segments.iter().map(|s| (s.addr, s.len));
-            self.vectors.clear();
-            let usable = room >= HEADER
-                && chain.reader().remaining() == 0
-                && self.vectors.push(chain.memory(), ranges).is_ok();
-            if !usable {
+            if room < HEADER || !chain.readable().is_empty() {
                 self.queue.complete(chain, 0);
                 continue;
             }
             self.room += room;
             self.held.push_back(Held {
                 chain,
-                segments,
                 room,
+                vectors: 0,
             });
         }
     }
 
+    /// Has vectors made of as many buffers as frames need lately; returns how many buffers and how
+    /// many vectors those are. Buffers in too many pieces are left to `spill`.
+    fn map(&mut self) -> (usize, usize) {
+        let (mut buffers, mut vectors, mut room) = (0, 0, 0);
+        while room < self.reach.bytes
+            && let Some(held) = self.held.get_mut(buffers)
+        {
+            if buffers == self.mapped {
+                let ranges = held.chain.writable().iter().map(|s| (s.addr, s.len));
+                let before = self.vectors.vectors();
+                if self.vectors.push(held.chain.memory(), ranges).is_err() {
+                    break;
+                }
+                held.vectors = self.vectors.vectors() - before;
+                self.mapped += 1;
+            }
+            buffers += 1;
+            vectors += held.vectors;
+            room += held.room;
+        }
+        (buffers, vectors)
+    }
+
     /// Takes the next frame off the link.
     fn receive(&mut self) -> io::Result<()> {
-        self.vectors.clear();
-        let mut filled = 0;
-        for held in &self.held {
-            let ranges = held.segments.iter().map(|s| (s.addr, s.len));
-            if self.vectors.push(held.chain.memory(), ranges).is_err() {
-                break;
-            }
-            filled += 1;
-        }
+        let (filled, vectors) = self.map();
         let port = self.ports.of_pair(self.pair);
-        let len = port.receive(&self.vectors, &mut self.spill)?;
+        let len = port.receive(&mut self.vectors, vectors, &mut self.spill)?;
         if len == 0 {
             return Err(nix::errno::Errno::EPIPE.into());
         }
@@ -211,6 +262,7 @@ impl Receiver {
                 .report("a frame was dropped", &"its length is not that of a frame");
             return Ok(());
         }
+        self.reach.note(len);
         self.frame = Some(Frame {
             len,
             filled,
@@ -235,15 +287,16 @@ impl Receiver {
         }
         let (len, filled) = (frame.len, frame.filled);
         self.frame = None;
-        let (mut left, mut spilled) = (len, &self.spill[..]);
-        let mut chains = Vec::new();
+        let (mut left, mut spilled, mut vectors) = (len, &self.spill[..], 0);
         while left > 0 {
             let Some(held) = self.held.pop_front() else {
                 break;
             };
             self.room -= held.room;
+            self.mapped = self.mapped.saturating_sub(1);
+            vectors += held.vectors;
             let part = held.room.min(left);
-            if chains.len() >= filled {
+            if self.full.len() >= filled {
                 let (now, later) = spilled.split_at(part);
                 if let Err(error) = held.chain.writer().write_all(now) {
                     self.failures.report("a frame is damaged", &error);
@@ -252,11 +305,12 @@ impl Receiver {
             }
             left -= part;
             // At most MAX_FRAME.
-            chains.push((held.chain, part as u32));
+            self.full.push((held.chain, part as u32));
         }
+        self.vectors.forget_front(vectors);
         // No more than MAX_FRAME / HEADER.
-        let count = (chains.len() as u16).to_le_bytes();
-        if let Some((first, _)) = chains.first() {
+        let count = (self.full.len() as u16).to_le_bytes();
+        if let Some((first, _)) = self.full.first() {
             let mut writer = first.writer();
             let written = writer
                 .skip(NUM_BUFFERS)
@@ -265,7 +319,7 @@ impl Receiver {
                 self.failures.report("a frame is damaged", &error);
             }
         }
-        self.queue.complete_together(chains);
+        self.queue.complete_together(self.full.drain(..));
         true
     }
 }

@@ -104,11 +104,10 @@ impl Sender {
         if self.gone {
             return Ok(());
         }
-        let reader = chain.reader();
-        if !(HEADER + 1..=MAX_FRAME).contains(&reader.remaining()) {
+        if !(HEADER + 1..=MAX_FRAME).contains(&chain.reader().remaining()) {
             return Err(io::Error::other("its length is not that of a frame"));
         }
-        let ranges = reader.segments().map(|s| (s.addr, s.len));
+        let ranges = chain.readable().iter().map(|s| (s.addr, s.len));
         self.frame.clear();
         self.frame
             .push(chain.memory(), ranges)
