@@ -118,6 +118,8 @@ impl Device {
     /// Resets the device and agrees on what it offers of `wanted` (§3.1.1, steps 1 to 6).
     pub fn negotiate(&self, wanted: u64) -> Result<u64> {
         self.reset()?;
+        // One bit after the other (§3.1.1): not every monitor takes both at once.
+        self.write(register::STATUS, status::ACKNOWLEDGE);
         self.write(register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
         let offered = self.offered();
         ensure(

@@ -62,11 +62,11 @@ fn the_guest_talks_to_a_unix_socket_of_the_host() {
 }
 
 #[test]
-fn megabytes_go_both_ways_at_once() {
+fn a_gigabyte_goes_both_ways_at_once_byte_for_byte() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("vsock");
     let server = serve(&path, 52, echo);
-    let guest = Guest::new("vsock-echo").with(&format!("port=52 bytes={}", 8 * MIB));
+    let guest = Guest::new("vsock-echo").with(&format!("port=52 bytes={}", 1024 * MIB));
     guest
         .socket(UdsConnector::new(&path), None)
         .run()
