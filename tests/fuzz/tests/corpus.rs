@@ -1,0 +1,59 @@
+//! Goes through the inputs that the fuzzers found worth keeping.
+
+use std::path::Path;
+
+use onggi_fuzz::TARGETS;
+
+/// Every file of a target's corpus, as sorted bytes. A target without any is a mistake.
+fn inputs(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
+    let files = std::fs::read_dir(&folder).expect("the target has a corpus");
+    let mut inputs: Vec<_> = files
+        .map(|file| std::fs::read(file.expect("a file").path()).expect("its bytes"))
+        .collect();
+    inputs.sort();
+    assert!(!inputs.is_empty(), "{} is empty", folder.display());
+    inputs
+}
+
+fn replay(name: &str) {
+    let (_, target) = TARGETS
+        .iter()
+        .find(|(target, _)| *target == name)
+        .expect("a target");
+    for input in inputs(name) {
+        target(&input);
+    }
+}
+
+#[test]
+fn blk() {
+    replay("blk");
+}
+
+#[test]
+fn config() {
+    replay("config");
+}
+
+#[test]
+fn frame() {
+    replay("frame");
+}
+
+#[test]
+fn net() {
+    replay("net");
+}
+
+#[test]
+fn rng() {
+    replay("rng");
+}
+
+#[test]
+fn vsock() {
+    replay("vsock");
+}
