@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nametoindex;
@@ -56,6 +58,20 @@ impl Host {
         let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
         let mac = "02:00:00:00:00:07".parse().unwrap();
         Guest::new(probe).device(Net::new(links.collect(), mac, None).unwrap())
+    }
+
+    /// Waits until the kernel has seen that the guest's end is there. It drops frames until then,
+    /// and says nothing.
+    fn wait_for_link(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let is_up = || {
+            let said = Command::new("ip").args(["link", "show", TAP]).output();
+            String::from_utf8_lossy(&said.unwrap().stdout).contains("state UP")
+        };
+        while !is_up() {
+            assert!(Instant::now() < deadline, "the tap device is never up");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn send(&self, frame: &[u8]) {
@@ -124,6 +140,7 @@ fn frames_of_all_sizes_go_there_and_back() {
         .with(&format!("count={}", sizes.len()));
     let running = guest.start();
     running.wait_for("net-echo: ready");
+    host.wait_for_link();
     for size in sizes {
         let sent = frame(size);
         host.send(&sent);
@@ -164,6 +181,7 @@ fn each_pair_of_queues_gets_the_answers_to_what_it_sends() {
     let host = Host::new(&["vnet_hdr", "multi_queue"]);
     let guest = host.guest_with("net-pairs", 3).with("pairs=3");
     let running = guest.start();
+    host.wait_for_link();
     // By three pairs, by one, and by three again.
     for _ in 0..3 + 1 + 3 {
         let mut packet = host.receive_of(&[IPV4]);
