@@ -16,7 +16,7 @@ use onggi_vmm::{Config, Exit, Handle, Serial, Vm};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{BootArgs, Console, DiskSpec, NetSpec, VsockSpec};
+use crate::cli::{BootArgs, Console, DiskFormat, DiskSpec, NetSpec, VsockSpec};
 use crate::devices::Drive;
 use crate::error::{Explain, Failure};
 use crate::terminal::{self, Escape, EscapeFilter};
@@ -122,6 +122,7 @@ impl Plan {
                     serial: drive.drive_id,
                     spec: DiskSpec {
                         path: drive.path_on_host,
+                        format: DiskFormat::Raw,
                         base: None,
                         access: match drive.is_read_only {
                             true => Access::ReadOnly,
@@ -330,6 +331,7 @@ mod tests {
         Drive {
             spec: DiskSpec {
                 path: path.into(),
+                format: DiskFormat::Raw,
                 base: None,
                 access,
                 cache,

@@ -16,7 +16,7 @@ use onggi_virtio::net::{Net, NetError};
 use onggi_virtio::rng::Entropy;
 use onggi_virtio::vsock::{Connector, UdsConnector, Vsock, VsockError};
 
-use crate::cli::{DiskSpec, NetSpec, VsockSpec};
+use crate::cli::{DiskFormat, DiskSpec, NetSpec, VsockSpec};
 use crate::error::{Explain, io_kind};
 
 /// The CID of every container's guest. It is seen by this process alone, so it needn't be unique.
@@ -153,13 +153,15 @@ pub fn for_microvm(
     for drive in drives {
         let DiskSpec {
             path,
+            format,
             base,
             access,
             cache,
         } = &drive.spec;
-        let disk = match base {
-            Some(base) => Disk::open_overlay(path, base, *access, *cache)?,
-            None => Disk::open_with(path, *access, *cache)?,
+        let disk = match (format, base) {
+            (DiskFormat::Qcow2, base) => Disk::open_qcow2(path, base.as_deref(), *access, *cache)?,
+            (DiskFormat::Raw, Some(base)) => Disk::open_overlay(path, base, *access, *cache)?,
+            (DiskFormat::Raw, None) => Disk::open_with(path, *access, *cache)?,
         };
         devices.push(block(disk, &drive.serial, vcpus)?);
     }
@@ -259,6 +261,7 @@ mod tests {
         let drive = |path: &str| Drive {
             spec: DiskSpec {
                 path: path.into(),
+                format: DiskFormat::Raw,
                 base: None,
                 access: Access::ReadOnly,
                 cache: Cache::Writeback,

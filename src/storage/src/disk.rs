@@ -19,6 +19,7 @@ use crate::direct::Alignment;
 use crate::file::{Access, Cache, DiskFile};
 use crate::gpt::{self, Partition};
 use crate::overlay::{Overlay, TopError};
+use crate::qcow2::{Image, Qcow2Error};
 
 /// Bytes of a sector, the unit in which guests address a disk.
 pub const SECTOR: u64 = 512;
@@ -68,6 +69,15 @@ pub enum DiskError {
         top: PathBuf,
         /// What was given as its base.
         base: PathBuf,
+    },
+    /// A file is no qcow2 image that can be used.
+    #[error("the qcow2 image {} can't be used", path.display())]
+    Qcow2 {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Qcow2Error,
     },
     /// A new overlay would hide a part of its base, or end in the middle of a sector.
     #[error("an overlay can't have {0} bytes: it is whole sectors, and no less than its base")]
@@ -143,6 +153,8 @@ enum Layout {
     Parts(Vec<Extent>),
     /// A top and a base.
     Overlay(Arc<Overlay>),
+    /// What imago makes of the files.
+    Qcow2(Arc<Image>),
 }
 
 /// An open disk, shared by the workers that serve it.
@@ -206,6 +218,39 @@ impl Disk {
             len: overlay.len().into(),
             files: vec![top, base],
             layout: Layout::Overlay(Arc::new(overlay)),
+            access,
+            cache,
+            partial_writes: Mutex::default(),
+        })
+    }
+
+    /// Opens a qcow2 image; `base` is its raw backing file, if it has one. Neither is taken for a
+    /// qcow2 image, or opened, because of what lies in a file.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn open_qcow2(
+        path: &Path,
+        base: Option<&Path>,
+        access: Access,
+        cache: Cache,
+    ) -> Result<Self, DiskError> {
+        let mut files = vec![DiskFile::open(path, access, cache)?];
+        if let Some(base) = base {
+            files.push(DiskFile::open(base, Access::ReadOnly, Cache::Writeback)?);
+        }
+        let image = Image::open(&files[0], files.get(1), access, cache);
+        let image = image.map_err(|source| DiskError::Qcow2 {
+            path: path.to_owned(),
+            source,
+        })?;
+        if image.len() == 0 {
+            return Err(DiskError::Empty(path.to_owned()));
+        }
+        Ok(Self {
+            len: image.len().into(),
+            files,
+            layout: Layout::Qcow2(Arc::new(image)),
             access,
             cache,
             partial_writes: Mutex::default(),
@@ -311,6 +356,14 @@ impl Disk {
         }
     }
 
+    /// The qcow2 image that it is.
+    pub(crate) fn qcow2(&self) -> Option<&Arc<Image>> {
+        match &self.layout {
+            Layout::Qcow2(image) => Some(image),
+            _ => None,
+        }
+    }
+
     /// What lies at `offset`, up to the end of the extent or `max` bytes, whichever is easier to
     /// tell. `None` past the end of the disk.
     pub(crate) fn at(&self, offset: u64, max: u64) -> Option<Extent> {
@@ -326,18 +379,25 @@ impl Disk {
                 (offset - extent.start < extent.len).then(|| extent.from(offset))
             }
             Layout::Overlay(overlay) => overlay.at(offset, max),
+            // Its engines don't ask.
+            Layout::Qcow2(_) => None,
         }
     }
 }
 
 impl Drop for Disk {
-    /// Writes what an overlay has to remember. A raw disk has nothing to lose here: what was written
+    /// Writes what formats have to remember. A raw disk has nothing to lose here: what was written
     /// is in the host's page cache.
     fn drop(&mut self) {
-        if let Some((overlay, top, _)) = self.overlay()
-            && let Err(error) = overlay.close(top)
-        {
-            tracing::error!(path = %top.path.display(), "what was not flushed is lost: {error}");
+        let closed = match (&self.layout, &self.files[..]) {
+            _ if self.read_only() => Ok(()),
+            (Layout::Overlay(overlay), [top, ..]) => overlay.close(top),
+            (Layout::Qcow2(image), _) => image.flush(),
+            _ => Ok(()),
+        };
+        if let Err(error) = closed {
+            let path = self.paths().next();
+            tracing::error!(?path, "what was not flushed is lost: {error}");
         }
     }
 }

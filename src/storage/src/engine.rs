@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::buffer::GuestBuffer;
 use crate::disk::Disk;
 use crate::job::{Call, CallKind, Job, PAUSE, Step};
+use crate::qcow2::{Done, Pool};
 use crate::quick::QuickWrites;
 use crate::ring::{Called, Ring};
 use crate::sys;
@@ -62,6 +63,9 @@ pub enum EngineError {
     /// The ring could not be set up, for a reason other than that the host has none.
     #[error("can't set up io_uring")]
     Ring(#[source] io::Error),
+    /// The host has no more threads.
+    #[error("can't start threads for a qcow2 image")]
+    Threads(#[source] io::Error),
 }
 
 /// A finished request.
@@ -86,6 +90,8 @@ enum Backend {
     Ring(Box<Ring>, QuickWrites),
     /// Calls are made at once, by the worker itself.
     Sync(EventFd),
+    /// Requests are carried out by threads, which signal the kick.
+    Pool(Pool, EventFd),
 }
 
 impl<T> Engine<T> {
@@ -99,6 +105,10 @@ impl<T> Engine<T> {
     /// See [`EngineError`].
     pub fn new(disk: Arc<Disk>, depth: u16, kick: EventFd) -> Result<Self, EngineError> {
         let spare = kick.try_clone().map_err(EngineError::Ring)?;
+        if let Some(image) = disk.qcow2() {
+            let pool = Pool::new(image, &kick).map_err(EngineError::Threads)?;
+            return Ok(Self::with(disk, Backend::Pool(pool, kick)));
+        }
         match Ring::new(&disk, depth.into(), kick) {
             Ok(ring) => {
                 let backend = Backend::Ring(Box::new(ring), QuickWrites::default());
@@ -135,9 +145,26 @@ impl<T> Engine<T> {
     /// Takes a request. It may begin as late as with the next [`Self::flush`] or [`Self::wait`].
     /// Whatever is wrong with it, it comes back as a completion.
     pub fn submit(&mut self, request: Request, context: T) {
+        let pooled = matches!(self.backend, Backend::Pool(..)).then(|| request.clone());
         let job = Job::new(request, &self.disk);
         let token = self.slab.insert((job, context));
-        self.advance(token);
+        match pooled {
+            Some(request) => self.hand_over(token, request),
+            None => self.advance(token),
+        }
+    }
+
+    /// Gives a request to the threads, unless its end is known.
+    fn hand_over(&mut self, token: u32, request: Request) {
+        let known = self.slab.get_mut(token).and_then(|(job, _)| job.take_end());
+        let end = match (&self.backend, known) {
+            (_, Some(end)) => Some(end),
+            (Backend::Pool(pool, _), None) => pool.begin(token, request).err().map(Err),
+            _ => None,
+        };
+        if let Some(result) = end {
+            self.finish(token, result);
+        }
     }
 
     /// Requests that were submitted and have not come back.
@@ -177,13 +204,15 @@ impl<T> Engine<T> {
         }
         match &mut self.backend {
             Backend::Ring(ring, _) => ring.wait()?,
-            Backend::Sync(kick) => match sys::wait_readable(kick.as_raw_fd()) {
-                Ok(()) => {
-                    kick.read()?;
+            Backend::Sync(kick) | Backend::Pool(_, kick) => {
+                match sys::wait_readable(kick.as_raw_fd()) {
+                    Ok(()) => {
+                        kick.read()?;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            },
+            }
         }
         self.reap();
         Ok(())
@@ -205,6 +234,12 @@ impl<T> Engine<T> {
     }
 
     fn reap(&mut self) {
+        if let Backend::Pool(pool, _) = &self.backend {
+            let done: Vec<_> = std::iter::from_fn(|| pool.done()).collect();
+            for Done { token, result } in done {
+                self.finish(token, result);
+            }
+        }
         let Backend::Ring(ring, _) = &mut self.backend else {
             return;
         };
@@ -237,9 +272,15 @@ impl<T> Engine<T> {
                         Err(error) => break Err(error),
                     },
                 },
-                Backend::Sync(_) => job.called(make_call(&self.disk, &call), &self.disk),
+                Backend::Sync(_) | Backend::Pool(..) => {
+                    job.called(make_call(&self.disk, &call), &self.disk)
+                }
             }
         };
+        self.finish(token, result);
+    }
+
+    fn finish(&mut self, token: u32, result: io::Result<()>) {
         if let Some((_, context)) = self.slab.remove(token) {
             self.finished.push_back(Completion { context, result });
         }

@@ -3,7 +3,7 @@
 //!
 //! The crate knows nothing of virtio. A frontend opens a [`Disk`], and each of its workers serves
 //! that disk with an [`Engine`] of its own. A [`Disk`] is a
-//! raw file, files put together, or a copy-on-write overlay.
+//! raw file, files put together, a copy-on-write overlay or a qcow2 image.
 
 mod buffer;
 mod direct;
@@ -13,6 +13,7 @@ mod file;
 mod gpt;
 mod job;
 mod overlay;
+mod qcow2;
 mod quick;
 mod ring;
 mod sys;
@@ -23,3 +24,4 @@ pub use engine::{Completion, Engine, EngineError, Request};
 pub use file::{Access, Cache};
 pub use gpt::{MAX_PARTITIONS, Partition};
 pub use overlay::{OverlayInfo, TopError, create_overlay, overlay_info};
+pub use qcow2::Qcow2Error;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 pub use usage::UsageError;
-pub use values::{Console, DiskSpec, MemorySize, NetSpec, VsockSpec};
+pub use values::{Console, DiskFormat, DiskSpec, MemorySize, NetSpec, VsockSpec};
 
 /// Runs containers, each in a Linux of its own.
 #[derive(Debug, Parser)]
@@ -189,9 +189,13 @@ pub struct BootArgs {
     /// Initial RAM disk
     #[arg(short, long, value_name = "FILE", conflicts_with = "config")]
     pub initrd: Option<PathBuf>,
-    /// A raw file or block device as a disk, read-only with ',ro', or an overlay of a base; the
-    /// first is /dev/vda
-    #[arg(short, long, value_name = "FILE[,ro][,cache=MODE][,base=FILE]")]
+    /// A disk, read-only with ',ro'; the first is /dev/vda. A raw file or block device, a qcow2 image,
+    /// or an overlay of a base
+    #[arg(
+        short,
+        long,
+        value_name = "FILE[,ro][,format=F][,cache=MODE][,base=FILE]"
+    )]
     #[arg(conflicts_with = "config")]
     pub disk: Vec<DiskSpec>,
     /// The kernel's command line

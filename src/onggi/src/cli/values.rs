@@ -21,8 +21,12 @@ pub enum ValueError {
     TooLarge,
     #[error("a VM needs at least 1m of memory")]
     TooSmall,
-    #[error("after the file of a disk may follow ',ro', ',rw', ',cache=MODE' and ',base=FILE'")]
+    #[error(
+        "after the file of a disk may follow ',ro', ',rw' and 'format', 'cache' or 'base' with '='"
+    )]
     DiskOption,
+    #[error("a disk's format is raw or qcow2")]
+    Format,
     #[error("a disk's cache is writeback, direct or unsafe")]
     Cache,
     #[error("the name of the file is missing")]
@@ -112,11 +116,21 @@ fn fraction_of(digits: &str, shift: u32) -> u64 {
     u64::try_from((value << shift) / scale).unwrap_or(u64::MAX)
 }
 
+/// How a disk lies in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DiskFormat {
+    /// As it is, or as onggi's overlay where there is a base.
+    #[default]
+    Raw,
+    Qcow2,
+}
+
 /// A disk of `onggi boot`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {
     pub path: PathBuf,
-    /// What an overlay in `path` is an overlay of.
+    pub format: DiskFormat,
+    /// What `path` is an overlay of, or a qcow2 image's backing file.
     pub base: Option<PathBuf>,
     pub access: Access,
     pub cache: Cache,
@@ -132,13 +146,14 @@ impl FromStr for DiskSpec {
         if path.is_empty() {
             return Err(ValueError::NoFile);
         }
-        let (mut access, mut cache, mut base) = (None, None, None);
+        let (mut access, mut cache, mut base, mut format) = (None, None, None, None);
         for word in words {
             let twice = match word.split_once('=') {
                 None if word == "ro" => access.replace(Access::ReadOnly).map(|_| "ro"),
                 None if word == "rw" => access.replace(Access::ReadWrite).map(|_| "rw"),
                 Some(("base", "")) => return Err(ValueError::NoFile),
                 Some(("base", file)) => base.replace(PathBuf::from(file)).map(|_| "base"),
+                Some(("format", name)) => format.replace(disk_format(name)?).map(|_| "format"),
                 Some(("cache", mode)) => cache.replace(cache_mode(mode)?).map(|_| "cache"),
                 _ => return Err(ValueError::DiskOption),
             };
@@ -148,10 +163,19 @@ impl FromStr for DiskSpec {
         }
         Ok(DiskSpec {
             path: path.into(),
+            format: format.unwrap_or_default(),
             base,
             access: access.unwrap_or(Access::ReadWrite),
             cache: cache.unwrap_or_default(),
         })
+    }
+}
+
+fn disk_format(text: &str) -> Result<DiskFormat, ValueError> {
+    match text {
+        "raw" => Ok(DiskFormat::Raw),
+        "qcow2" => Ok(DiskFormat::Qcow2),
+        _ => Err(ValueError::Format),
     }
 }
 

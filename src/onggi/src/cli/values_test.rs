@@ -56,6 +56,7 @@ fn disks() {
     let disk = |access, cache| {
         Ok(DiskSpec {
             path: "a.img".into(),
+            format: DiskFormat::Raw,
             base: None,
             access,
             cache,
@@ -63,6 +64,13 @@ fn disks() {
     };
     let overlay = "t,cache=direct,base=b".parse::<DiskSpec>().unwrap();
     assert_eq!((overlay.path, overlay.base), ("t".into(), Some("b".into())));
+    let image = "i,format=qcow2,ro".parse::<DiskSpec>().unwrap();
+    assert_eq!((image.format, image.base), (DiskFormat::Qcow2, None));
+    assert_eq!(
+        "i,format=raw".parse::<DiskSpec>().unwrap().format,
+        DiskFormat::Raw
+    );
+    assert_eq!("i,format=qcow".parse::<DiskSpec>(), Err(ValueError::Format));
     let (rw, ro) = (Access::ReadWrite, Access::ReadOnly);
     for (text, access, cache) in [
         ("a.img", rw, Cache::Writeback),
