@@ -8,3 +8,5 @@ pub mod command;
 pub mod guest;
 pub mod pattern;
 pub mod probe;
+pub mod qcow2;
+pub mod soak;

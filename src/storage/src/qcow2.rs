@@ -18,7 +18,7 @@ use imago::storage::StorageOpenOptions;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, file};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::disk::{DiskError, SECTOR};
+use crate::disk::SECTOR;
 use crate::engine::Request;
 use crate::file::{Access, Cache, DiskFile};
 

@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::buffer::GuestBuffer;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskError};
 use crate::engine::Engine;
 
 const LEN: u64 = 8 << 20;

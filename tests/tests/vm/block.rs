@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use onggi_storage::{Access, Cache, Disk, create_overlay};
 use onggi_tests::guest::Guest;
 use onggi_tests::pattern::{self, SECTOR};
+use onggi_tests::qcow2;
 use tempfile::{TempDir, tempdir};
 
 const SECTORS: u64 = 8192;
@@ -250,6 +251,28 @@ fn an_overlay_takes_what_is_written() {
         .run()
         .all_well();
     assert!(fs::read(&base).unwrap() == pattern::sectors(0, 0, SECTORS));
+}
+
+#[test]
+fn a_qcow2_image_is_a_disk() {
+    let (_folder, path) = disk();
+    fs::write(&path, qcow2::empty(SECTORS * SECTOR as u64)).unwrap();
+    let open = |access| Disk::open_qcow2(&path, None, access, Cache::Writeback).unwrap();
+    Guest::new(EVERYTHING)
+        .with("seed=9")
+        .block(open(Access::ReadWrite))
+        .run()
+        .all_well();
+    Guest::new("blk-read")
+        .with("seed=9 from=64")
+        .block(open(Access::ReadOnly))
+        .run()
+        .all_well();
+    Guest::new("attack")
+        .with("kind=2")
+        .block(open(Access::ReadWrite))
+        .run()
+        .all_well();
 }
 
 #[test]

@@ -9,4 +9,5 @@ mod entropy;
 mod malice;
 mod network;
 mod serial;
+mod soak;
 mod socket;

@@ -3,6 +3,7 @@
 mod bench;
 mod driver;
 mod probes;
+mod soak;
 
 pub use driver::{BLOCK, Blk, SECTOR_FEATURES, kind, outcome};
 pub use probes::{run, work};

@@ -1,8 +1,8 @@
 //! Probes of block devices. Options: `from=` first sector, `sectors=` how many, `seed=` of the
 //! pattern.
 
-use super::bench;
 use super::driver::{Blk, DISCARD, FLUSH, READ_ONLY, SLOTS, WRITE_ZEROES, kind, outcome};
+use super::{bench, soak};
 use crate::cpu;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
@@ -69,6 +69,7 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
         "interrupts" => interrupts(machine, &mut blk),
         "error" => io_error(machine, &mut blk),
         "resize" => resize(machine, &mut blk),
+        "soak" => soak::run(machine, &mut blk),
         _ => Err(failure("there is no such probe of block devices", 0, 0)),
     }
 }
