@@ -393,6 +393,12 @@ impl Job {
             (Some(libc::ETIME), work) if self.asked == 0 && !matches!(work, Work::Sync(_)) => {}
             (Some(libc::EINTR), _) => self.retried = true,
             (Some(libc::EAGAIN), _) if !self.retried => self.retried = true,
+            (_, Work::Sync(_)) => {
+                if let Some((overlay, ..)) = disk.overlay() {
+                    overlay.flush_failed();
+                }
+                return Err(error);
+            }
             // Not at all, or, of a block device, not for parts of its blocks.
             (Some(libc::EOPNOTSUPP | libc::EINVAL), work) => match work {
                 Work::Punch(WithoutHoles::Ignore) => self.go_past(self.asked),
@@ -400,12 +406,6 @@ impl Job {
                 Work::ZeroRange => self.work = Work::WriteZeros,
                 _ => return Err(error),
             },
-            (_, Work::Sync(_)) => {
-                if let Some((overlay, ..)) = disk.overlay() {
-                    overlay.flush_failed();
-                }
-                return Err(error);
-            }
             _ => return Err(error),
         }
         Ok(())
