@@ -10,13 +10,13 @@ mod config;
 mod interrupt;
 mod legacy;
 mod memory;
-mod mmio;
+mod transport;
 mod vcpu;
 mod vm;
 
 pub use arch::BootError;
 pub use config::{BootProtocol, Config, MAX_VCPUS, Serial};
 pub use memory::MemoryError;
-pub use mmio::{MAX_DEVICES, MmioError};
+pub use transport::{MAX_DEVICES, TransportError};
 pub use vcpu::VcpuError;
 pub use vm::{Error, Exit, Handle, RefreshError, Vm};

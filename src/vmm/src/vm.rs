@@ -15,7 +15,7 @@ use crate::arch::{self, BootError, CpuFeatures, Platform};
 use crate::config::{Config, MAX_VCPUS};
 use crate::legacy::{I8042, SerialInput};
 use crate::memory::{self, MemoryError};
-use crate::mmio::{MAX_DEVICES, MmioError, MmioTransport};
+use crate::transport::{MAX_DEVICES, MmioTransport, TransportError, WINDOW};
 use crate::vcpu::{Buses, VcpuError, Vcpus};
 
 /// How a VM ended.
@@ -77,7 +77,7 @@ pub enum Error {
     Boot(#[from] BootError),
     /// See the source.
     #[error(transparent)]
-    Mmio(#[from] MmioError),
+    Transport(#[from] TransportError),
     /// See the source.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -195,7 +195,7 @@ impl Vm {
             return Err(Error::VcpuCount(config.vcpus));
         }
         if config.devices.len() > MAX_DEVICES {
-            return Err(MmioError::TooMany(config.devices.len()).into());
+            return Err(TransportError::TooMany(config.devices.len()).into());
         }
         let kvm = open_kvm()?;
         let features = CpuFeatures::of_host(&kvm)?;
@@ -225,9 +225,7 @@ impl Vm {
             let line = interrupts.line(gsi);
             let transport = MmioTransport::new(fd.clone(), memory.clone(), device, base, line)?;
             let transport = Arc::new(transport);
-            buses
-                .mmio
-                .insert(base, crate::mmio::WINDOW, transport.clone());
+            buses.mmio.insert(base, WINDOW, transport.clone());
             transports.push(transport);
         }
         Ok(Self {

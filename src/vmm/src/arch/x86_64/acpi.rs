@@ -19,7 +19,7 @@ use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::{layout, mmio_slot};
-use crate::mmio::WINDOW;
+use crate::transport::WINDOW;
 
 const OEM: [u8; 6] = *b"ONGGI ";
 const OEM_TABLE: [u8; 8] = *b"ONGGIVM ";

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::Serial;
 use crate::legacy::{I8042, PvPanic, SerialInput, SerialPort, SleepRegisters};
-use crate::mmio::WINDOW;
+use crate::transport::WINDOW;
 use crate::vcpu::Buses;
 use crate::vm::{Ending, Error, refused};
 use ioapic::MessageSink;
