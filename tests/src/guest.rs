@@ -14,14 +14,15 @@ use onggi_virtio::blk::{Block, BlockOptions};
 use onggi_virtio::device::Device;
 use onggi_virtio::rng::Entropy;
 use onggi_virtio::vsock::{Connector, Vsock};
-use onggi_vmm::{BootProtocol, Config, Error, Exit, Handle, Serial, Vm};
+use onggi_vmm::{BootProtocol, Config, Error, Exit, Handle, Serial, Transport, Vm};
 
 use crate::probe;
 
 /// Longer than any probe takes on a busy machine; a guest that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Where the monitor puts its devices.
-const DEVICES: &str = "virtio=0xd0000000+0x1000*";
+/// Where the monitor puts its devices, by transport.
+const MMIO: &str = "virtio=0xd0000000+0x1000*";
+const PCI: &str = "pci ecam=0xd8000000";
 /// The guest's context id.
 pub const CID: u64 = 3;
 
@@ -52,6 +53,7 @@ impl Guest {
                     input: None,
                 },
                 devices: Vec::new(),
+                transport: Transport::default(),
             },
             said,
         }
@@ -86,6 +88,12 @@ impl Guest {
 
     pub fn protocol(mut self, protocol: BootProtocol) -> Self {
         self.config.boot_protocol = protocol;
+        self
+    }
+
+    /// What carries the devices.
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.config.transport = transport;
         self
     }
 
@@ -152,8 +160,11 @@ impl Guest {
     /// # Errors
     /// The monitor's.
     pub fn create(mut self) -> Result<Vm, Error> {
-        let count = self.config.devices.len();
-        self.config.cmdline = format!("probe={} {DEVICES}{count}{}", self.probes, self.options);
+        let places = match self.config.transport {
+            Transport::Mmio => format!("{MMIO}{}", self.config.devices.len()),
+            Transport::Pci => PCI.to_owned(),
+        };
+        self.config.cmdline = format!("probe={} {places}{}", self.probes, self.options);
         Vm::create(self.config)
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use onggi_api::VmConfig;
 use onggi_api::config::CacheType;
 use onggi_storage::{Access, Cache};
-use onggi_vmm::{Config, Exit, Handle, Serial, Vm};
+use onggi_vmm::{Config, Exit, Handle, Serial, Transport, Vm};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -75,6 +75,7 @@ struct Plan {
     net: Vec<NetSpec>,
     entropy: bool,
     console: Console,
+    transport: Transport,
 }
 
 impl Plan {
@@ -98,11 +99,12 @@ impl Plan {
             net: args.net,
             entropy: true,
             console: args.console.unwrap_or(Console::Stdio),
+            transport: transport(args.enable_pci),
         }
     }
 
-    /// `console` is the flag's, which overrides the file.
-    fn from_config(config: VmConfig, console: Option<Console>) -> Plan {
+    /// `console` is the flag's, which overrides the file; the transport is no matter of the file's.
+    fn from_config(config: VmConfig, console: Option<Console>, transport: Transport) -> Plan {
         let from_file = || {
             let serial = config.serial.as_ref();
             let path = serial.and_then(|serial| serial.serial_out_path.clone());
@@ -150,7 +152,15 @@ impl Plan {
                 })
                 .collect(),
             entropy: config.entropy,
+            transport,
         }
+    }
+}
+
+fn transport(enable_pci: bool) -> Transport {
+    match enable_pci {
+        true => Transport::Pci,
+        false => Transport::Mmio,
     }
 }
 
@@ -163,7 +173,7 @@ pub fn run(mut args: BootArgs) -> Result<u8, Failure> {
             if let Some(logger) = &config.logger {
                 crate::log::from_config(logger)?;
             }
-            Plan::from_config(config, args.console)
+            Plan::from_config(config, args.console, transport(args.enable_pci))
         }
         (None, Some(kernel)) => Plan::from_flags(args, kernel),
         // The flags' rules ask for one of the two.
@@ -191,6 +201,7 @@ fn boot(plan: Plan) -> Result<u8, Failure> {
         boot_protocol: Default::default(),
         serial,
         devices,
+        transport: plan.transport,
     })?;
     let forced = end_by_signal(vm.handle()).map_err(Error::Host)?;
     if let Some(keys) = keys {
@@ -361,6 +372,7 @@ mod tests {
             "tap=t",
             "--console",
             "none",
+            "--enable-pci",
         ]);
         assert_eq!(
             Plan::from_flags(args, "K".into()),
@@ -381,6 +393,7 @@ mod tests {
                 net: vec!["tap=t".parse().unwrap()],
                 entropy: true,
                 console: Console::None,
+                transport: Transport::Pci,
             }
         );
     }
@@ -398,7 +411,8 @@ mod tests {
             "network-interfaces": [{"iface_id": "e", "host_dev_name": "t"}],
             "serial": {"serial_out_path": "/console"}
         }"#;
-        let plan = Plan::from_config(VmConfig::parse(json).unwrap(), None);
+        let plan = Plan::from_config(VmConfig::parse(json).unwrap(), None, Transport::Pci);
+        assert_eq!(plan.transport, Transport::Pci);
         assert_eq!(plan.command_line, "quiet root=/dev/vda ro");
         assert_eq!(
             plan.drives,
@@ -413,7 +427,7 @@ mod tests {
         assert!(!plan.entropy);
 
         let flag = Some(Console::None);
-        let plan = Plan::from_config(VmConfig::parse(json).unwrap(), flag);
+        let plan = Plan::from_config(VmConfig::parse(json).unwrap(), flag, Transport::Mmio);
         assert_eq!(plan.console, Console::None);
     }
 

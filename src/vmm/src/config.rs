@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use onggi_virtio::device::Device;
 
+use crate::transport::{MAX_MMIO_DEVICES, MAX_PCI_DEVICES};
+
 /// The most vCPUs that a VM may have.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -19,6 +21,26 @@ pub enum BootProtocol {
     Linux64,
     /// PVH; an error where the kernel has no PVH note.
     Pvh,
+}
+
+/// What carries the virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// virtio-mmio: a register window each, and a pin of the I/O APIC.
+    #[default]
+    Mmio,
+    /// virtio-pci: a function each on a PCI bus, with MSI-X.
+    Pci,
+}
+
+impl Transport {
+    /// How many devices a VM may have.
+    pub fn max_devices(self) -> usize {
+        match self {
+            Transport::Mmio => MAX_MMIO_DEVICES,
+            Transport::Pci => MAX_PCI_DEVICES,
+        }
+    }
 }
 
 /// The guest's first serial port (16550 at port 0x3f8).
@@ -57,4 +79,6 @@ pub struct Config {
     pub serial: Serial,
     /// The virtio devices, in the order in which the guest sees them.
     pub devices: Vec<Box<dyn Device>>,
+    /// What carries them.
+    pub transport: Transport,
 }

@@ -10,13 +10,14 @@ mod config;
 mod interrupt;
 mod legacy;
 mod memory;
+mod pci;
 mod transport;
 mod vcpu;
 mod vm;
 
 pub use arch::BootError;
-pub use config::{BootProtocol, Config, MAX_VCPUS, Serial};
+pub use config::{BootProtocol, Config, MAX_VCPUS, Serial, Transport};
 pub use memory::MemoryError;
-pub use transport::{MAX_DEVICES, TransportError};
+pub use transport::TransportError;
 pub use vcpu::VcpuError;
 pub use vm::{Error, Exit, Handle, RefreshError, Vm};

@@ -15,7 +15,7 @@ use crate::arch::{self, BootError, CpuFeatures, Platform};
 use crate::config::{Config, MAX_VCPUS};
 use crate::legacy::{I8042, SerialInput};
 use crate::memory::{self, MemoryError};
-use crate::transport::{MAX_DEVICES, MmioTransport, TransportError, WINDOW};
+use crate::transport::{Board, Carrier, TransportError};
 use crate::vcpu::{Buses, VcpuError, Vcpus};
 
 /// How a VM ended.
@@ -145,7 +145,7 @@ pub enum RefreshError {
 pub struct Handle {
     ending: Arc<Ending>,
     i8042: Arc<I8042>,
-    transports: Arc<[Arc<MmioTransport>]>,
+    carriers: Arc<[Arc<dyn Carrier>]>,
 }
 
 impl Handle {
@@ -160,9 +160,8 @@ impl Handle {
     /// # Errors
     /// See [`RefreshError`]; the device stays as it is.
     pub fn refresh_device(&self, index: usize) -> Result<bool, RefreshError> {
-        let transport = self.transports.get(index);
-        let transport = transport.ok_or(RefreshError::NoDevice(index))?;
-        let changed = transport.refresh();
+        let carrier = self.carriers.get(index);
+        let changed = carrier.ok_or(RefreshError::NoDevice(index))?.refresh();
         changed.map_err(|error| RefreshError::Device(index, error))
     }
 
@@ -194,8 +193,9 @@ impl Vm {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return Err(Error::VcpuCount(config.vcpus));
         }
-        if config.devices.len() > MAX_DEVICES {
-            return Err(TransportError::TooMany(config.devices.len()).into());
+        let (count, max) = (config.devices.len(), config.transport.max_devices());
+        if count > max {
+            return Err(TransportError::TooMany { count, max }.into());
         }
         let kvm = open_kvm()?;
         let features = CpuFeatures::of_host(&kvm)?;
@@ -219,15 +219,13 @@ impl Vm {
             i8042,
             serial_input,
         } = arch::add_platform(&interrupts, &mut buses, config.serial, &ending)?;
-        let mut transports = Vec::with_capacity(config.devices.len());
-        for (slot, device) in config.devices.into_iter().enumerate() {
-            let (base, gsi) = arch::mmio_slot(slot);
-            let line = interrupts.line(gsi);
-            let transport = MmioTransport::new(fd.clone(), memory.clone(), device, base, line)?;
-            let transport = Arc::new(transport);
-            buses.mmio.insert(base, WINDOW, transport.clone());
-            transports.push(transport);
+        let carriers = Board {
+            vm: &fd,
+            memory: &memory,
+            interrupts: &interrupts,
+            buses: &mut buses,
         }
+        .attach(config.transport, config.devices)?;
         Ok(Self {
             vcpus,
             buses: Arc::new(buses),
@@ -235,7 +233,7 @@ impl Vm {
             handle: Handle {
                 ending,
                 i8042,
-                transports: transports.into(),
+                carriers: carriers.into(),
             },
             _fd: fd,
             _memory: memory,
@@ -255,7 +253,7 @@ impl Vm {
     /// Only where the host can't run the VM at all; how a VM ends is an [`Exit`].
     pub fn run(self) -> Result<Exit, Error> {
         let Handle {
-            ending, transports, ..
+            ending, carriers, ..
         } = self.handle;
         let mut manager: EventManager<Box<dyn MutEventSubscriber>> =
             EventManager::new().map_err(Error::EventLoop)?;
@@ -275,8 +273,8 @@ impl Vm {
             }
         };
         drop(vcpus);
-        for transport in transports.iter() {
-            transport.shut_down();
+        for carrier in carriers.iter() {
+            carrier.shut_down();
         }
         Ok(exit)
     }

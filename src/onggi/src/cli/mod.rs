@@ -225,6 +225,9 @@ pub struct BootArgs {
         conflicts_with = "config"
     )]
     pub net: Vec<NetSpec>,
+    /// Put the devices on a PCI bus instead of virtio-mmio, as Firecracker's flag does
+    #[arg(long)]
+    pub enable_pci: bool,
     /// Where the guest's serial console goes: a file, 'stdio' or 'none' [default: stdio]
     #[arg(long, value_name = "FILE|stdio|none")]
     pub console: Option<Console>,

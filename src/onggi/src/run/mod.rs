@@ -142,6 +142,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
             output: Box::new(console.clone()),
             input: None,
         },
+        transport: Default::default(),
         devices: devices::for_container(
             &assets.guest,
             &image.disks,

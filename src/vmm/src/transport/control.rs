@@ -188,6 +188,11 @@ impl<S: Signals> Control<S> {
         self.lock().device.description().device_type
     }
 
+    /// How many queues the device has.
+    pub fn queue_count(&self) -> usize {
+        self.kicks.len()
+    }
+
     /// Reads a register.
     pub fn read(&self, register: Register) -> u32 {
         let state = self.lock();
@@ -270,6 +275,11 @@ impl<S: Signals> Control<S> {
         Ok(changed)
     }
 
+    /// Notifications are written elsewhere from now on.
+    pub fn move_doorbells(&self, place: Place) {
+        self.lock().doorbells.move_to(place, &self.kicks);
+    }
+
     /// Stops the device; what is in flight is finished first.
     pub fn shut_down(&self) {
         self.lock().stop_queues();
@@ -309,7 +319,7 @@ impl<S: Signals> Control<S> {
                 continue;
             }
             let layout = queue.layout();
-            state.doorbells.register(index, kick);
+            state.doorbells.want(usize::from(index), kick);
             let started = kick
                 .try_clone()
                 .map_err(|error| error.to_string())

@@ -11,6 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 pub trait IoEvents: Send + Sync {
     /// Makes writes at `address`, of `value` where one is given, signal `kick`.
     fn add(&self, address: u64, value: Option<u32>, kick: &EventFd) -> io::Result<()>;
+    /// Takes back what [`IoEvents::add`] did.
+    fn remove(&self, address: u64, value: Option<u32>, kick: &EventFd) -> io::Result<()>;
 }
 
 impl IoEvents for VmFd {
@@ -22,6 +24,15 @@ impl IoEvents for VmFd {
         };
         added.map_err(io::Error::from)
     }
+
+    fn remove(&self, address: u64, value: Option<u32>, kick: &EventFd) -> io::Result<()> {
+        let address = IoEventAddress::Mmio(address);
+        let removed = match value {
+            Some(value) => self.unregister_ioevent(kick, &address, value),
+            None => self.unregister_ioevent(kick, &address, NoDatamatch),
+        };
+        removed.map_err(io::Error::from)
+    }
 }
 
 /// How queues share the place of notifications.
@@ -29,12 +40,19 @@ impl IoEvents for VmFd {
 pub enum Place {
     /// One register for all queues; the value is the queue's index.
     Shared(u64),
+    /// An address for each queue, `stride` apart; the value does not matter.
+    Separate { first: u64, stride: u64 },
+    /// Out of the guest's reach.
+    Nowhere,
 }
 
 impl Place {
-    fn of(self, index: u16) -> (u64, Option<u32>) {
+    /// The address that queue `index` is notified at, and the value that says so.
+    fn of(self, index: usize) -> Option<(u64, Option<u32>)> {
         match self {
-            Place::Shared(register) => (register, Some(index.into())),
+            Place::Shared(register) => Some((register, Some(index as u32))),
+            Place::Separate { first, stride } => Some((first + index as u64 * stride, None)),
+            Place::Nowhere => None,
         }
     }
 }
@@ -43,9 +61,17 @@ impl Place {
 pub struct Doorbells {
     events: Arc<dyn IoEvents>,
     place: Place,
-    /// Whether KVM knows the queue's. That outlasts a reset.
-    registered: Vec<bool>,
+    queues: Vec<Doorbell>,
     warned: bool,
+}
+
+/// One queue's. What it says outlasts a reset.
+#[derive(Clone, Copy, Default)]
+struct Doorbell {
+    /// The queue was started, once.
+    wanted: bool,
+    /// KVM knows it.
+    registered: bool,
 }
 
 impl Doorbells {
@@ -54,7 +80,7 @@ impl Doorbells {
         Self {
             events,
             place,
-            registered: vec![false; count],
+            queues: vec![Doorbell::default(); count],
             warned: false,
         }
     }
@@ -63,21 +89,49 @@ impl Doorbells {
     ///
     /// Not before a queue starts: closing a VM waits for the grace period of its last registration,
     /// most of the life of a very short one.
-    pub fn register(&mut self, index: u16, kick: &EventFd) {
-        let registered = &mut self.registered[usize::from(index)];
-        if *registered {
+    pub fn want(&mut self, index: usize, kick: &EventFd) {
+        self.queues[index].wanted = true;
+        self.register(index, kick);
+    }
+
+    /// Follows the registers to another place. `kicks` are those of all queues.
+    pub fn move_to(&mut self, place: Place, kicks: &[EventFd]) {
+        if place == self.place {
             return;
         }
-        *registered = true;
-        let (address, value) = self.place.of(index);
-        if let Err(error) = self.events.add(address, value, kick) {
-            *registered = false;
-            if !std::mem::replace(&mut self.warned, true) {
+        for (index, kick) in kicks.iter().enumerate() {
+            if let Some((address, value)) = self.place.of(index)
+                && std::mem::take(&mut self.queues[index].registered)
+                && let Err(error) = self.events.remove(address, value, kick)
+            {
+                tracing::debug!(index, "KVM did not forget a doorbell: {error}");
+            }
+        }
+        self.place = place;
+        for (index, kick) in kicks.iter().enumerate() {
+            if self.queues[index].wanted {
+                self.register(index, kick);
+            }
+        }
+    }
+
+    fn register(&mut self, index: usize, kick: &EventFd) {
+        let Some((address, value)) = self.place.of(index) else {
+            return;
+        };
+        if self.queues[index].registered {
+            return;
+        }
+        match self.events.add(address, value, kick) {
+            Ok(()) => self.queues[index].registered = true,
+            // Said once: a guest that puts two devices at one place can have it as often as it likes.
+            Err(error) if !std::mem::replace(&mut self.warned, true) => {
                 tracing::warn!(
                     index,
                     "KVM takes no notifications, each will be an exit: {error}"
                 );
             }
+            Err(_) => {}
         }
     }
 }

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use onggi_virtio::device::{Device, Memory};
 
-use super::TransportError;
 use super::control::{Control, Half, Register, Signals};
 use super::doorbell::{IoEvents, Place};
+use super::{Carrier, TransportError};
 use crate::bus::BusDevice;
 use crate::interrupt::Line;
 
 /// The most devices of one VM: one I/O APIC pin each, and the first five are taken.
-pub const MAX_DEVICES: usize = 19;
+pub const MAX_MMIO_DEVICES: usize = 19;
 /// Size of a device's register window.
 pub const WINDOW: u64 = 0x1000;
 
@@ -108,16 +108,6 @@ impl MmioTransport {
         Ok(Self { control })
     }
 
-    /// See [`Control::refresh`].
-    pub fn refresh(&self) -> io::Result<bool> {
-        self.control.refresh()
-    }
-
-    /// Stops the device; what is in flight is finished first.
-    pub fn shut_down(&self) {
-        self.control.shut_down();
-    }
-
     fn read_register(&self, offset: u64) -> u32 {
         match offset {
             register::INTERRUPT_STATUS => self.control.signals().status.load(Ordering::SeqCst),
@@ -180,6 +170,16 @@ impl BusDevice for MmioTransport {
         } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(word));
         }
+    }
+}
+
+impl Carrier for MmioTransport {
+    fn refresh(&self) -> io::Result<bool> {
+        self.control.refresh()
+    }
+
+    fn shut_down(&self) {
+        self.control.shut_down();
     }
 }
 

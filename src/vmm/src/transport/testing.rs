@@ -140,4 +140,14 @@ impl IoEvents for FakeIoEvents {
         places.sort_unstable();
         Ok(())
     }
+
+    fn remove(&self, address: u64, value: Option<u32>, _: &EventFd) -> io::Result<()> {
+        let mut places = self.0.lock().unwrap();
+        let before = places.len();
+        places.retain(|place| *place != (address, value));
+        match places.len() < before {
+            true => Ok(()),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
 }

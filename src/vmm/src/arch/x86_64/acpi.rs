@@ -1,17 +1,18 @@
 //! The ACPI tables (ACPI 6.5 §5.2): hardware-reduced, without firmware services.
 //!
-//! RSDP → XSDT → FADT (→ DSDT: serial port, keyboard controller, panic device, virtio-mmio devices)
-//! and MADT (local APICs, I/O APIC).
+//! RSDP → XSDT → FADT (→ DSDT: serial port, keyboard controller, panic device, and either the
+//! virtio-mmio devices or the PCI host bridge), MADT (local APICs, I/O APIC) and, with PCI, MCFG.
 
 use acpi_tables::aml::{
-    self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate,
-    Scope,
+    self, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -19,7 +20,9 @@ use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::{layout, mmio_slot};
-use crate::transport::WINDOW;
+use crate::config::Transport;
+use crate::pci::ECAM_SIZE;
+use crate::transport::MMIO_WINDOW;
 
 const OEM: [u8; 6] = *b"ONGGI ";
 const OEM_TABLE: [u8; 8] = *b"ONGGIVM ";
@@ -30,10 +33,11 @@ const LEGACY_8042: u16 = 1 << 1;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
 
-/// Writes the tables for `vcpus` CPUs and `devices` virtio-mmio devices; returns where the RSDP is.
+/// Writes the tables for `vcpus` CPUs and `devices` virtio devices; returns where the RSDP is.
 pub fn write_tables(
     memory: &GuestMemoryMmap,
     vcpus: u8,
+    transport: Transport,
     devices: usize,
 ) -> Result<u64, GuestMemoryError> {
     // The RSDP comes first, where guests without a boot loader's hint look for it.
@@ -42,12 +46,15 @@ pub fn write_tables(
         memory,
         next: rsdp_at + Rsdp::len() as u64,
     };
-    let dsdt = writer.write(&dsdt(devices))?;
+    let dsdt = writer.write(&dsdt(transport, devices))?;
     let fadt = writer.write(&fadt(dsdt))?;
     let madt = writer.write(&madt(vcpus))?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if transport == Transport::Pci {
+        xsdt.add_entry(writer.write(&mcfg())?);
+    }
     let xsdt = writer.write(&xsdt)?;
     let mut writer = Writer {
         memory,
@@ -112,7 +119,14 @@ fn madt(vcpus: u8) -> MADT {
     table
 }
 
-fn dsdt(devices: usize) -> Dsdt {
+/// Where the configuration of bus 0 is (PCI Firmware 3.3 §4.1.2).
+fn mcfg() -> MCFG {
+    let mut table = MCFG::new(OEM, OEM_TABLE, REVISION);
+    table.add_ecam(layout::PCI_ECAM, 0, 0, 0);
+    table
+}
+
+fn dsdt(transport: Transport, devices: usize) -> Dsdt {
     let mut body = Vec::new();
     let sleep_s5 = Package::new(vec![&5u8, &0u8]);
     Name::new(Path::new("_S5_"), &sleep_s5).to_aml_bytes(&mut body);
@@ -138,8 +152,9 @@ fn dsdt(devices: usize) -> Dsdt {
         &[layout::PVPANIC_PORTS],
         None,
     );
-    for slot in 0..devices {
-        virtio_device(&mut platform, slot);
+    match transport {
+        Transport::Mmio => (0..devices).for_each(|slot| virtio_device(&mut platform, slot)),
+        Transport::Pci => host_bridge(&mut platform),
     }
     body.extend(Scope::raw(Path::new("_SB_"), platform));
     Dsdt(body)
@@ -192,9 +207,63 @@ fn virtio_device(sink: &mut Vec<u8>, slot: usize) {
             &Name::new(
                 Path::new("_CRS"),
                 &ResourceTemplate::new(vec![
-                    &Memory32Fixed::new(true, base as u32, WINDOW as u32),
+                    &Memory32Fixed::new(true, base as u32, MMIO_WINDOW as u32),
                     &edge_interrupt(gsi),
                 ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The host bridge, with the window of its BARs, and the board that has the ECAM: an OS believes the
+/// MCFG only if a resource says the same.
+///
+/// It is one of conventional PCI, so that there is nothing to negotiate (`_OSC`); there are no pins
+/// to route (`_PRT`).
+fn host_bridge(sink: &mut Vec<u8>) {
+    let window = layout::PCI_WINDOW;
+    Device::new(
+        Path::new("PCI0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
+            &Name::new(Path::new("_UID"), &aml::ZERO),
+            &Name::new(Path::new("_SEG"), &aml::ZERO),
+            &Name::new(Path::new("_BBN"), &aml::ZERO),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![
+                    &aml::AddressSpace::new_bus_number(0u16, 0u16),
+                    &IO::new(
+                        layout::PCI_PORTS.0 as u16,
+                        layout::PCI_PORTS.0 as u16,
+                        1,
+                        layout::PCI_PORTS.1 as u8,
+                    ),
+                    &aml::AddressSpace::new_memory(
+                        AddressSpaceCacheable::NotCacheable,
+                        true,
+                        window.start as u32,
+                        (window.end - 1) as u32,
+                        None,
+                    ),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+    Device::new(
+        Path::new("MBRD"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
+            &Name::new(Path::new("_UID"), &aml::ZERO),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![&Memory32Fixed::new(
+                    true,
+                    layout::PCI_ECAM as u32,
+                    ECAM_SIZE as u32,
+                )]),
             ),
         ],
     )

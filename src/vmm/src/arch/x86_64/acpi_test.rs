@@ -1,9 +1,9 @@
 use super::*;
 use vm_memory::Bytes;
 
-fn tables(vcpus: u8, devices: usize) -> (GuestMemoryMmap, u64) {
+fn tables(vcpus: u8, transport: Transport, devices: usize) -> (GuestMemoryMmap, u64) {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).expect("2 MiB");
-    let rsdp = write_tables(&memory, vcpus, devices).expect("room");
+    let rsdp = write_tables(&memory, vcpus, transport, devices).expect("room");
     (memory, rsdp)
 }
 
@@ -34,7 +34,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[test]
 fn every_table_is_found_from_the_root_and_sums_to_zero() {
-    let (memory, rsdp) = tables(4, 3);
+    let (memory, rsdp) = tables(4, Transport::Mmio, 3);
     assert_eq!(rsdp, layout::ACPI.start);
     let root = bytes(&memory, rsdp, Rsdp::len());
     assert_eq!(&root[..8], b"RSD PTR ");
@@ -52,7 +52,11 @@ fn every_table_is_found_from_the_root_and_sums_to_zero() {
 
 #[test]
 fn the_largest_machine_fits() {
-    let (memory, rsdp) = tables(crate::MAX_VCPUS, crate::MAX_DEVICES);
+    let (memory, rsdp) = tables(
+        crate::MAX_VCPUS,
+        Transport::Mmio,
+        Transport::Mmio.max_devices(),
+    );
     let root = bytes(&memory, rsdp, Rsdp::len());
     let xsdt_at = u64_at(&root, 24);
     assert!(xsdt_at + table(&memory, xsdt_at).len() as u64 <= layout::ACPI.end);
@@ -60,7 +64,7 @@ fn the_largest_machine_fits() {
 
 #[test]
 fn every_virtio_device_is_described_once() {
-    let (memory, rsdp) = tables(1, 3);
+    let (memory, rsdp) = tables(1, Transport::Mmio, 3);
     let root = bytes(&memory, rsdp, Rsdp::len());
     let xsdt = table(&memory, u64_at(&root, 24));
     let fadt = table(&memory, u64_at(&xsdt, 36));
@@ -71,4 +75,23 @@ fn every_virtio_device_is_described_once() {
         let base = (mmio_slot(slot).0 as u32).to_le_bytes();
         assert!(dsdt.windows(4).any(|window| window == base));
     }
+}
+
+#[test]
+fn a_pci_bus_is_described_in_place_of_its_devices() {
+    let (memory, rsdp) = tables(1, Transport::Pci, 3);
+    let root = bytes(&memory, rsdp, Rsdp::len());
+    let xsdt = table(&memory, u64_at(&root, 24));
+    let mcfg = table(&memory, u64_at(&xsdt, 52));
+    assert_eq!(&mcfg[..4], b"MCFG");
+    assert_eq!(u64_at(&mcfg, 44), layout::PCI_ECAM);
+    assert_eq!(&mcfg[52..56], [0; 4], "segment 0, bus 0 alone");
+    let fadt = table(&memory, u64_at(&xsdt, 36));
+    let dsdt = table(&memory, u64_at(&fadt, 140));
+    let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
+    assert!(!has(b"LNRO0005"));
+    assert!(has(&[0x41, 0xd0, 0x0a, 0x03]), "PNP0A03");
+    assert!(has(&[0x41, 0xd0, 0x0c, 0x02]), "PNP0C02");
+    let last = (layout::PCI_WINDOW.end as u32 - 1).to_le_bytes();
+    assert!(has(&last));
 }

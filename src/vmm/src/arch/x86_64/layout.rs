@@ -14,6 +14,10 @@ use std::ops::Range;
 pub const MEMORY_HOLE: Range<u64> = 0xd000_0000..0x1_0000_0000;
 /// The first virtio-mmio window; the others follow.
 pub const MMIO_BASE: u64 = 0xd000_0000;
+/// The configuration of the PCI bus.
+pub const PCI_ECAM: u64 = 0xd800_0000;
+/// Where PCI functions may have their BARs.
+pub const PCI_WINDOW: Range<u64> = 0xe000_0000..0xf000_0000;
 /// The I/O APIC pin of the first virtio-mmio device; the others follow.
 pub const MMIO_FIRST_GSI: u32 = 5;
 
@@ -41,6 +45,7 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Port I/O: start and length.
 pub const I8042_PORTS: (u64, u64) = (0x60, 5);
 pub const COM1_PORTS: (u64, u64) = (0x3f8, 8);
+pub const PCI_PORTS: (u64, u64) = (0xcf8, 8);
 pub const PVPANIC_PORTS: (u64, u64) = (0x505, 1);
 pub const SLEEP_PORTS: (u64, u64) = (0x600, 2);
 

@@ -102,7 +102,7 @@ pub fn load(config: &Config, memory: &Memory) -> Result<Entry, BootError> {
         0u8,
         GuestAddress(layout::COMMAND_LINE + cmdline.len() as u64),
     )?;
-    let rsdp = acpi::write_tables(memory, config.vcpus, config.devices.len())?;
+    let rsdp = acpi::write_tables(memory, config.vcpus, config.transport, config.devices.len())?;
     match kernel.entry {
         Entry::Linux64(_) => {
             registers::write_tables(memory)?;

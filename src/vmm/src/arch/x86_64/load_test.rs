@@ -82,6 +82,7 @@ fn config(kernel: &Path) -> Config {
         boot_protocol: BootProtocol::Auto,
         serial: Serial::default(),
         devices: Vec::new(),
+        transport: Default::default(),
     }
 }
 

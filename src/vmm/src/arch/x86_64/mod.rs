@@ -1,4 +1,4 @@
-//! x86_64: a PC without firmware, PCI or a legacy interrupt controller of its own.
+//! x86_64: a PC without firmware or a legacy interrupt controller of its own.
 
 #![allow(unsafe_code)] // reads the union that KVM shares with user space
 
@@ -7,6 +7,7 @@ mod cpuid;
 mod ioapic;
 mod layout;
 mod load;
+mod messages;
 mod registers;
 
 use std::sync::Arc;
@@ -17,14 +18,16 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::Serial;
 use crate::legacy::{I8042, PvPanic, SerialInput, SerialPort, SleepRegisters};
-use crate::transport::WINDOW;
+use crate::pci::{ECAM_SIZE, Ecam, Ports, Root};
+use crate::transport::MMIO_WINDOW;
 use crate::vcpu::Buses;
 use crate::vm::{Ending, Error, refused};
 use ioapic::MessageSink;
 
 pub use ioapic::IoApic;
-pub use layout::MEMORY_HOLE;
+pub use layout::{MEMORY_HOLE, PCI_WINDOW};
 pub use load::{BootError, Entry, load};
+pub use messages::Routes;
 
 /// The CPU features that a guest may have, as KVM tells them; asking is slow, so once a VM.
 pub struct CpuFeatures(kvm_bindings::CpuId);
@@ -145,8 +148,16 @@ fn eventfd() -> Result<EventFd, Error> {
 
 /// The register window and the interrupt of the virtio device in `slot`.
 pub fn mmio_slot(slot: usize) -> (u64, u32) {
-    let base = layout::MMIO_BASE + slot as u64 * WINDOW;
+    let base = layout::MMIO_BASE + slot as u64 * MMIO_WINDOW;
     (base, layout::MMIO_FIRST_GSI + slot as u32)
+}
+
+/// Makes the configuration of a PCI bus reachable, by memory and by ports.
+pub fn add_pci_configuration(buses: &mut Buses, root: Arc<Root>) {
+    let (ports, count) = layout::PCI_PORTS;
+    let ecam = Arc::new(Ecam(root.clone()));
+    buses.mmio.insert(layout::PCI_ECAM, ECAM_SIZE, ecam);
+    buses.pio.insert(ports, count, Arc::new(Ports::new(root)));
 }
 
 /// What KVM says of an internal error.
