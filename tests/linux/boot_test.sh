@@ -158,3 +158,47 @@ JSON
     expect_out_has "cpus: 2"
     expect_out_has mark
 }
+
+test_devices_work_on_a_pci_bus() {
+    truncate -s 16M disk
+    mke2fs -q -t ext4 disk
+    initrd '
+        for device in /sys/bus/pci/devices/*; do
+            echo "device: ${device##*/} $(cat "$device/vendor"):$(cat "$device/device")"
+        done
+        echo "functions: $(ls /sys/bus/virtio/drivers/*/ | grep -c "^virtio[0-9]")"
+        mount /dev/vda /mnt && echo written >/mnt/file && umount /mnt
+        mount -o ro /dev/vda /mnt && cat /mnt/file
+        echo "random: $(cat /sys/class/misc/hw_random/rng_current)"
+        head -c 8 /dev/hwrng | wc -c
+        echo "messages: $(grep -c "PCI-MSI.*virtio" /proc/interrupts)"
+        echo "taken: $(awk "/virtio.*req/ { n += \$2 + \$3 } END { print (n > 0) }" /proc/interrupts)"
+        umount /mnt
+        # Unbound and bound again: reset, and other vectors.
+        echo virtio0 >/sys/bus/virtio/drivers/virtio_blk/unbind
+        echo virtio0 >/sys/bus/virtio/drivers/virtio_blk/bind
+        mount -o ro /dev/vda /mnt && echo "again: $(cat /mnt/file)"
+        sync; reboot -f'
+    boot --enable-pci --disk disk --cpus 2 --vsock 3,"$T/socket"
+    expect_status 0
+    expect_out_has "device: 0000:00:00.0 0x1b36:0x0008"
+    expect_out_has "device: 0000:00:01.0 0x1af4:0x1042"
+    expect_out_has "functions: 3"
+    expect_out_has written
+    expect_out_has "random: virtio_rng"
+    # A disk has a vector for each of two queues and one for changes.
+    expect "messages" grep -Eq 'messages: ([4-9]|1[0-9])' <<<"$out"
+    expect_out_has "taken: 1"
+    expect_out_has "again: written"
+    expect "the file on the disk" test "$(debugfs -R 'cat file' disk 2>/dev/null)" = written
+}
+
+test_a_distribution_kernel_finds_the_pci_bus_by_ecam() {
+    initrd 'dmesg | grep -E "MMCONFIG|ECAM|root bus resource"; ls /sys/bus/pci/devices; poweroff -f'
+    KERNEL=$ONGGI_TEST_GUESTS/bzImage
+    boot --memory 256m --enable-pci
+    expect_status 0
+    expect "the ECAM is believed" grep -Eq '(MMCONFIG|ECAM).*0xd8000000' <<<"$out"
+    expect_out_has "0xe0000000-0xefffffff"
+    expect_out_has 0000:00:01.0
+}

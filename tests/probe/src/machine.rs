@@ -3,9 +3,11 @@
 use core::cell::Cell;
 
 use crate::boot::Boot;
+use crate::device::{Device, Transport};
 use crate::failure::{Result, failure};
-use crate::mmio::Device;
+use crate::mmio::Window;
 use crate::options::Options;
+use crate::pci;
 use crate::phys;
 
 /// Memory that probes take their queues and buffers from.
@@ -29,11 +31,20 @@ impl Machine {
     /// Finds the device of a type; `device=N` asks for the one after N others of the type.
     pub fn device(&self, kind: u32) -> Result<Device> {
         let skip = self.options.number("device").unwrap_or(0) as usize;
-        self.options
-            .virtio_addresses()
-            .map(Device::at)
-            .filter(|device| device.kind() == Some(kind))
+        let windows = self.options.virtio_addresses();
+        let by_mmio = windows
+            .map(|base| Window { base })
+            .filter(|window| window.kind() == Some(kind))
+            .map(Transport::Mmio);
+        let has_bus = self.options.flag("pci");
+        let functions = has_bus.then(pci::functions).into_iter().flatten();
+        let by_pci = functions
+            .filter(|function| function.kind() == kind)
+            .map(Transport::Pci);
+        by_mmio
+            .chain(by_pci)
             .nth(skip)
+            .map(|transport| Device { transport })
             .ok_or(failure(
                 "there is no such device (type)",
                 kind.into(),

@@ -6,6 +6,7 @@
 //!
 //! - `probe=NAME,NAME…`: what to run, see [`probes::run`]; without it, nothing;
 //! - `virtio=BASE+STRIDE*COUNT`: where virtio-mmio devices may lie;
+//! - `pci`: there is a PCI bus with virtio devices;
 //! - `exit=reset|poweroff|debug|panic|triple|hang`: how to leave the machine; by default one way
 //!   after the other until one works;
 //! - `quiet`: say nothing of what went well;
@@ -24,12 +25,15 @@ mod attack;
 mod blk;
 mod boot;
 mod cpu;
+mod device;
 mod failure;
+mod interrupts;
 mod machine;
 mod mmio;
 mod net;
 mod options;
 mod pattern;
+mod pci;
 mod phys;
 mod probes;
 mod queue;

@@ -4,7 +4,7 @@ use crate::cpu;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
 use crate::phys::{self, MAPPED};
-use crate::{acpi, attack, blk, net, rng, serial, smp, vsock};
+use crate::{acpi, attack, blk, net, pci, rng, serial, smp, vsock};
 
 /// Runs one probe:
 ///
@@ -12,7 +12,7 @@ use crate::{acpi, attack, blk, net, rng, serial, smp, vsock};
 /// - `memory` touches all memory, `initrd` sums the initrd, `cpus` starts `cpus=` processors,
 ///   `acpi` checks the tables, `echo` sends received bytes back until a dot, `ports` touches odd
 ///   ports;
-/// - `blk-…`, `net-…`, `rng`, `vsock-…`: the devices;
+/// - `blk-…`, `net-…`, `rng`, `vsock-…`: the devices; `pci-…`: the bus that they are on;
 /// - `attack`: everything that a driver must not do, to the device of type `kind=`.
 pub fn run(name: &str, machine: &Machine) -> Result<()> {
     match name {
@@ -45,6 +45,7 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
         _ => match name.split_once('-') {
             Some(("blk", rest)) => blk::run(rest, machine),
             Some(("net", rest)) => net::run(rest, machine),
+            Some(("pci", rest)) => pci::run(rest, machine),
             Some(("vsock", rest)) => vsock::run(rest, machine),
             _ => Err(failure("there is no such probe", 0, 0)),
         },

@@ -5,9 +5,9 @@
 use core::sync::atomic::{Ordering, fence};
 
 use crate::cpu;
+use crate::device::{Device, feature};
 use crate::failure::{Result, failure};
 use crate::machine::Machine;
-use crate::mmio::{Device, feature};
 use crate::phys;
 
 /// Descriptor flags (§2.7.5).

@@ -1,8 +1,8 @@
 //! The entropy device (VIRTIO 1.2 §5.4).
 
+use crate::device::{Device, feature};
 use crate::failure::{Result, ensure};
 use crate::machine::Machine;
-use crate::mmio::{Device, feature};
 use crate::phys;
 use crate::queue::{Queue, writable};
 

@@ -220,9 +220,9 @@ mod tests {
                 }
             }
         }
-        for at in 0..CONFIG_SPACE {
-            let changed = space.bytes[at] ^ before[at];
-            assert_eq!(changed & !space.writable[at], 0, "{at:#x}");
+        let pairs = space.bytes.iter().zip(before).zip(space.writable);
+        for (at, ((now, before), writable)) in pairs.enumerate() {
+            assert_eq!((now ^ before) & !writable, 0, "{at:#x}");
         }
     }
 }

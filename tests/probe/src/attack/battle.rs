@@ -1,9 +1,9 @@
 //! A device made live, with one of its queues in the attacker's hands.
 
 use crate::blk;
+use crate::device::{Device, feature};
 use crate::failure::Result;
 use crate::machine::Machine;
-use crate::mmio::{Device, feature};
 use crate::net;
 use crate::phys;
 use crate::queue::{Queue, Segment, readable, writable};

@@ -106,7 +106,7 @@ fn addresses(battle: &mut Battle) {
         .map(|region| region.end)
         .max()
         .unwrap_or(0);
-    let registers = battle.queue.device.base;
+    let registers = battle.queue.device.base();
     for address in [
         beyond,
         end,
@@ -270,7 +270,7 @@ fn indirect_lengths(battle: &mut Battle) {
 
 fn indirect_places(battle: &mut Battle) {
     let beyond = battle.machine.beyond_memory();
-    let registers = battle.queue.device.base;
+    let registers = battle.queue.device.base();
     let rings = [battle.queue.descriptors, battle.queue.used];
     for place in [
         beyond,

@@ -1,10 +1,10 @@
-//! Register accesses that break the rules of VIRTIO 1.2 §4.2.
+//! Register accesses that break the rules of VIRTIO 1.2 §4.1 and §4.2.
 
 use super::Attack;
 use super::battle::Victim;
 use crate::cpu;
+use crate::device::{Register, feature, status};
 use crate::failure::{Result, ensure};
-use crate::mmio::{feature, register, status};
 use crate::phys;
 use crate::queue::Queue;
 
@@ -26,11 +26,6 @@ pub const ATTACKS: &[(&str, Attack)] = &[
 const LIVE: u32 = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
 const PAUSE: u64 = 60_000;
 
-/// Registers that a driver may read (§4.2.2) and the holes between them.
-fn offsets() -> impl Iterator<Item = u64> {
-    (0..0x120).step_by(4)
-}
-
 fn every_register(victim: &Victim) -> Result<()> {
     touch_all(victim);
     Ok(())
@@ -43,8 +38,9 @@ fn every_register_live(victim: &Victim) -> Result<()> {
 }
 
 fn touch_all(victim: &Victim) {
-    let base = victim.device.base;
-    for at in offsets() {
+    let base = victim.device.base();
+    let areas = victim.device.areas().iter().cloned();
+    for at in areas.flat_map(|area| area.step_by(4)) {
         let place = base + at;
         phys::read::<u32>(place);
         phys::read::<u8>(place + 1);
@@ -60,7 +56,7 @@ fn touch_all(victim: &Victim) {
 
 /// Beyond the configuration space and across the end of the device's window.
 fn config_past_end(victim: &Victim) -> Result<()> {
-    let config = victim.device.base + register::CONFIG;
+    let config = victim.device.config();
     for at in [0x40u64, 0x80, 0xc0, 0xf8] {
         phys::read::<u32>(config + at);
         phys::load::<u64>(config + at + 1);
@@ -74,26 +70,28 @@ fn queue_past_last(victim: &Victim) -> Result<()> {
     let device = victim.device;
     device.negotiate(0)?;
     let past = victim.past_last_queue();
-    for index in [past, past + 1, 0xff, 0x100, 0xffff, 0x1_0000, u32::MAX] {
-        device.write(register::QUEUE_SELECT, index);
-        let most = device.read(register::QUEUE_SIZE_MAX);
+    let indices = [past, past + 1, 0xff, 0x100, 0xffff, 0x1_0000, u32::MAX];
+    let fits = |index: &u32| *index <= device.last_queue();
+    for index in indices.into_iter().filter(fits) {
+        device.write(Register::QueueSelect, index);
+        let most = device.read(Register::QueueSizeMax);
         ensure(
             most == 0,
             "a queue that is not there has a size (queue, size)",
             index.into(),
             most.into(),
         )?;
-        device.write(register::QUEUE_SIZE, 8);
-        device.write_pair(register::QUEUE_DESCRIPTORS, 0x40_0000);
-        device.write(register::QUEUE_READY, 1);
+        device.write(Register::QueueSize, 8);
+        device.write_pair(Register::QueueDescriptors, 0x40_0000);
+        device.write(Register::QueueReady, 1);
         ensure(
-            device.read(register::QUEUE_READY) == 0,
+            device.read(Register::QueueReady) == 0,
             "a queue that is not there is ready (queue)",
             index.into(),
             0,
         )?;
     }
-    device.write(register::STATUS, LIVE);
+    device.write(Register::Status, LIVE);
     Ok(())
 }
 
@@ -113,13 +111,13 @@ fn queue_sizes(victim: &Victim) -> Result<()> {
     ] {
         device.negotiate(0)?;
         let place = victim.machine.allocate(4096, 4096)?;
-        device.write(register::QUEUE_SELECT, 0);
-        device.write(register::QUEUE_SIZE, size);
-        device.write_pair(register::QUEUE_DESCRIPTORS, place);
-        device.write_pair(register::QUEUE_AVAILABLE, place + 1024);
-        device.write_pair(register::QUEUE_USED, place + 2048);
-        device.write(register::QUEUE_READY, 1);
-        device.write(register::STATUS, LIVE);
+        device.write(Register::QueueSelect, 0);
+        device.write(Register::QueueSize, size);
+        device.write_pair(Register::QueueDescriptors, place);
+        device.write_pair(Register::QueueAvailable, place + 1024);
+        device.write_pair(Register::QueueUsed, place + 2048);
+        device.write(Register::QueueReady, 1);
+        device.write(Register::Status, LIVE);
         device.notify(0);
         cpu::wait(PAUSE);
     }
@@ -142,7 +140,7 @@ fn queue_places(victim: &Victim) -> Result<()> {
     for place in [
         beyond,
         end - 64,
-        device.base,
+        device.base(),
         u64::MAX - 63,
         u64::MAX,
         1 << 63,
@@ -153,7 +151,7 @@ fn queue_places(victim: &Victim) -> Result<()> {
             let mut parts = [honest, honest + 4096, honest + 8192];
             parts[part] = place;
             device.set_queue(0, 64, parts)?;
-            device.write(register::STATUS, LIVE);
+            device.write(Register::Status, LIVE);
             device.notify(0);
             phys::write(honest + 4096 + 2, 1u16);
             device.notify(0);
@@ -166,7 +164,7 @@ fn queue_places(victim: &Victim) -> Result<()> {
 
 fn no_queues(victim: &Victim) -> Result<()> {
     victim.device.negotiate(0)?;
-    victim.device.write(register::STATUS, LIVE);
+    victim.device.write(Register::Status, LIVE);
     (0..4).for_each(|queue| victim.device.notify(queue));
     Ok(())
 }
@@ -192,35 +190,35 @@ fn features(victim: &Victim) -> Result<()> {
     let device = victim.device;
     for wanted in [0, u64::MAX, 1 << 63, !feature::VERSION_1] {
         device.reset()?;
-        device.write(register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        device.write(Register::Status, status::ACKNOWLEDGE | status::DRIVER);
         device.accept(wanted);
         device.write(
-            register::STATUS,
+            Register::Status,
             status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK,
         );
-        let now = device.read(register::STATUS);
+        let now = device.read(Register::Status);
         ensure(
             now & status::FEATURES_OK == 0,
             "such features were accepted",
             wanted,
             now.into(),
         )?;
-        device.write(register::STATUS, LIVE);
+        device.write(Register::Status, LIVE);
         device.notify(0);
     }
     victim.engage(victim.queues()[0])?;
     device.accept(u64::MAX);
     for select in [2, 3, u32::MAX] {
-        device.write(register::DEVICE_FEATURES_SELECT, select);
-        let more = device.read(register::DEVICE_FEATURES);
+        device.write(Register::DeviceFeaturesSelect, select);
+        let more = device.read(Register::DeviceFeatures);
         ensure(
             more == 0,
             "there are features past the last (select, found)",
             select.into(),
             more.into(),
         )?;
-        device.write(register::DRIVER_FEATURES_SELECT, select);
-        device.write(register::DRIVER_FEATURES, u32::MAX);
+        device.write(Register::DriverFeaturesSelect, select);
+        device.write(Register::DriverFeatures, u32::MAX);
     }
     Ok(())
 }
@@ -240,23 +238,21 @@ fn statuses(victim: &Victim) -> Result<()> {
         0xffff_ff00,
         LIVE,
     ] {
-        device.write(register::STATUS, value);
+        device.write(Register::Status, value);
         device.notify(0);
     }
     for value in 0..=255u32 {
-        device.write(register::STATUS, value);
+        device.write(Register::Status, value);
     }
     Ok(())
 }
 
-/// Notifications of queues that are there, empty or not at all.
+/// Notifications of queues that are there, empty or not at all, of every width.
 fn kicks(victim: &Victim) -> Result<()> {
     victim.engage(victim.queues()[0])?;
     for queue in [0u32, 1, 2, 3, 0xff, 0xffff, 0x1_0000, u32::MAX] {
-        (0..16).for_each(|_| victim.device.write(register::QUEUE_NOTIFY, queue));
+        (0..16).for_each(|_| victim.device.notify_oddly(queue));
     }
-    phys::write(victim.device.base + register::QUEUE_NOTIFY, 0u8);
-    phys::write(victim.device.base + register::QUEUE_NOTIFY, 0u16);
     Ok(())
 }
 
@@ -264,15 +260,15 @@ fn kicks(victim: &Victim) -> Result<()> {
 fn ready_twice(victim: &Victim) -> Result<()> {
     let mut battle = victim.engage(victim.queues()[0])?;
     let device = victim.device;
-    device.write(register::QUEUE_SELECT, battle.queue.index.into());
+    device.write(Register::QueueSelect, battle.queue.index.into());
     for _ in 0..8 {
         Queue::chain(battle.queue.descriptors, 0, battle.honest());
         battle.offer_first();
-        device.write(register::QUEUE_READY, 0);
-        device.write_pair(register::QUEUE_DESCRIPTORS, u64::MAX);
-        device.write(register::QUEUE_SIZE, 0xffff);
-        device.write(register::QUEUE_READY, 1);
-        device.write(register::QUEUE_READY, 1);
+        device.write(Register::QueueReady, 0);
+        device.write_pair(Register::QueueDescriptors, u64::MAX);
+        device.write(Register::QueueSize, 0xffff);
+        device.write(Register::QueueReady, 1);
+        device.write(Register::QueueReady, 1);
         device.notify(battle.queue.index);
     }
     Ok(())

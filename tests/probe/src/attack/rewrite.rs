@@ -4,8 +4,8 @@ use super::Attack;
 use super::battle::{Battle, SIZE, Victim};
 use super::chains::each_queue;
 use crate::cpu;
+use crate::device::{Register, status};
 use crate::failure::Result;
-use crate::mmio::{register, status};
 use crate::pattern;
 use crate::phys;
 use crate::queue::{DESCRIPTOR, Queue, flag};
@@ -136,9 +136,9 @@ fn resets(victim: &Victim) -> Result<()> {
         let mut battle = victim.engage(victim.queues()[0])?;
         Queue::chain(battle.queue.descriptors, 0, battle.honest());
         battle.offer_first();
-        victim.device.write(register::STATUS, 0);
-        victim.device.write(register::STATUS, status::ACKNOWLEDGE);
-        victim.device.write(register::STATUS, 0);
+        victim.device.write(Register::Status, 0);
+        victim.device.write(Register::Status, status::ACKNOWLEDGE);
+        victim.device.write(Register::Status, 0);
     }
     Ok(())
 }

@@ -8,9 +8,9 @@
 
 use super::driver::{BLOCK, NO_STATUS, kind, outcome};
 use crate::cpu;
+use crate::device::feature;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
-use crate::mmio::feature;
 use crate::pattern::SECTOR;
 use crate::phys;
 use crate::queue::{DESCRIPTOR, Queue, readable, writable};

@@ -1,8 +1,8 @@
 //! Up to [`SLOTS`] requests at a time, each with descriptors, header and status of its own.
 
+use crate::device::{Device, feature};
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
-use crate::mmio::{Device, feature};
 use crate::phys;
 use crate::queue::{DESCRIPTOR, Queue, Segment, readable, writable};
 

@@ -4,9 +4,10 @@
 use super::driver::{Blk, DISCARD, FLUSH, READ_ONLY, SLOTS, WRITE_ZEROES, kind, outcome};
 use super::{bench, soak};
 use crate::cpu;
+use crate::device::feature;
 use crate::failure::{Result, ensure, failure};
+use crate::interrupts::Interrupts;
 use crate::machine::Machine;
-use crate::mmio::{feature, register};
 use crate::pattern::{self, SECTOR};
 use crate::phys;
 use crate::queue::{Segment, readable, writable};
@@ -369,27 +370,25 @@ fn depth(machine: &Machine, blk: &mut Blk) -> Result<()> {
 /// told so (§2.7.7).
 fn interrupts(machine: &Machine, blk: &mut Blk) -> Result<()> {
     let buffer = machine.allocate(SECTOR, 512)?;
-    let device = blk.device;
-    let pending = || device.read(register::INTERRUPT_STATUS) & 1;
+    let mut interrupts = Interrupts::of(blk.device, 0)?;
     // The first used chain after a reset may notify whatever the driver asked for.
     blk.succeed(kind::IN, 0, &[writable(buffer, SECTOR)])?;
     cpu::wait(600_000);
-    device.write(register::INTERRUPT_ACK, 1);
+    interrupts.acknowledge();
     for wanted in [false, true, false] {
         blk.queue.want_interrupts(wanted);
         blk.succeed(kind::IN, 0, &[writable(buffer, SECTOR)])?;
         // The used ring is written before the notification.
-        let raised = cpu::wait_until(if wanted { 15_000_000_000 } else { 600_000 }, || {
-            pending() == 1
-        });
+        let limit = if wanted { 15_000_000_000 } else { 600_000 };
+        let came = cpu::wait_until(limit, || interrupts.came());
         ensure(
-            raised == wanted,
+            came == wanted,
             "the interrupt is wrong (wanted)",
             wanted.into(),
             0,
         )?;
-        device.write(register::INTERRUPT_ACK, 1);
-        ensure(pending() == 0, "the acknowledged interrupt stays", 0, 0)?;
+        interrupts.acknowledge();
+        ensure(!interrupts.came(), "the acknowledged interrupt stays", 0, 0)?;
     }
     Ok(())
 }

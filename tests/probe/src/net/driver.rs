@@ -1,8 +1,8 @@
 //! A driver of virtio-net (VIRTIO 1.2 §5.1).
 
+use crate::device::{Device, feature};
 use crate::failure::{Result, ensure};
 use crate::machine::Machine;
-use crate::mmio::{Device, feature, register};
 use crate::phys;
 use crate::queue::{Queue, readable, writable};
 
@@ -42,7 +42,7 @@ impl Net {
             features,
             0,
         )?;
-        let config = device.base + register::CONFIG;
+        let config = device.config();
         let pairs = match features & PAIRS {
             PAIRS => phys::read(config + 8),
             _ => 1,

@@ -3,9 +3,9 @@
 
 use super::bench;
 use super::driver::{ETHERNET, HEADER, NETWORK, Net, PAIRS, Pair};
+use crate::device::Device;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
-use crate::mmio::Device;
 use crate::phys;
 
 /// The kind of our frames: one for experiments (IEEE 802).

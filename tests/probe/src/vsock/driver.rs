@@ -1,9 +1,9 @@
 //! Packets in and out; no connections yet.
 
 use crate::cpu;
+use crate::device::{Device, feature};
 use crate::failure::{Result, ensure};
 use crate::machine::Machine;
-use crate::mmio::{Device, feature};
 use crate::phys;
 use crate::queue::{Queue, readable, writable};
 

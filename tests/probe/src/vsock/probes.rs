@@ -3,9 +3,9 @@
 use super::driver::{HOST, SOCKET, Vsock, op};
 use super::stream::{PATIENCE, Stream, shutdown};
 use crate::cpu;
+use crate::device::Device;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
-use crate::mmio::Device;
 
 const LOCAL_PORT: u32 = 50_000;
 const SPACE: u32 = 64 << 10;

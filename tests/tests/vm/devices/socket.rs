@@ -6,10 +6,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
-use onggi_tests::guest::Guest;
 use onggi_tests::pattern;
 use onggi_virtio::vsock::{LocalConnector, UdsConnector};
 use tempfile::tempdir;
+
+use super::guest;
 
 const MIB: u64 = 1 << 20;
 
@@ -30,7 +31,7 @@ fn echo(mut stream: UnixStream) {
 
 #[test]
 fn the_guest_knows_its_address() {
-    let outcome = Guest::new("vsock-info")
+    let outcome = guest("vsock-info")
         .socket(LocalConnector::new(), None)
         .run()
         .all_well();
@@ -41,7 +42,7 @@ fn the_guest_knows_its_address() {
 fn a_port_where_nobody_listens_is_refused() {
     let folder = tempdir().unwrap();
     let connector = UdsConnector::new(folder.path().join("vsock"));
-    Guest::new("vsock-refused")
+    guest("vsock-refused")
         .with("port=9")
         .socket(connector, None)
         .run()
@@ -53,7 +54,7 @@ fn the_guest_talks_to_a_unix_socket_of_the_host() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("vsock");
     let server = serve(&path, 52, echo);
-    let guest = Guest::new("vsock-echo").with("port=52 bytes=1000");
+    let guest = guest("vsock-echo").with("port=52 bytes=1000");
     guest
         .socket(UdsConnector::new(&path), None)
         .run()
@@ -66,7 +67,7 @@ fn a_gigabyte_goes_both_ways_at_once_byte_for_byte() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("vsock");
     let server = serve(&path, 52, echo);
-    let guest = Guest::new("vsock-echo").with(&format!("port=52 bytes={}", 1024 * MIB));
+    let guest = guest("vsock-echo").with(&format!("port=52 bytes={}", 1024 * MIB));
     guest
         .socket(UdsConnector::new(&path), None)
         .run()
@@ -86,7 +87,7 @@ fn a_half_closed_stream_still_answers() {
         stream.write_all(&question).unwrap();
         question
     });
-    let guest = Guest::new("vsock-half-close").with(&format!("port=52 bytes={LENGTH}"));
+    let guest = guest("vsock-half-close").with(&format!("port=52 bytes={LENGTH}"));
     guest
         .socket(UdsConnector::new(&path), None)
         .run()
@@ -107,7 +108,7 @@ fn a_slow_guest_is_never_sent_more_than_it_has_room_for() {
         // Stays until the guest has had enough.
         stream.read_to_end(&mut Vec::new()).unwrap();
     });
-    let guest = Guest::new("vsock-credit").with(&format!("port=52 bytes={LENGTH}"));
+    let guest = guest("vsock-credit").with(&format!("port=52 bytes={LENGTH}"));
     guest
         .socket(UdsConnector::new(&path), None)
         .run()
@@ -122,7 +123,7 @@ fn connections_come_and_go() {
         thread::spawn(|| echo(stream));
         Ok(())
     });
-    Guest::new("vsock-many")
+    guest("vsock-many")
         .with("port=52")
         .socket(connector, None)
         .run()
@@ -136,7 +137,7 @@ fn a_host_that_goes_away_ends_the_connection() {
     let server = serve(&path, 52, |mut stream| {
         stream.read_exact(&mut [0; 10]).unwrap()
     });
-    let guest = Guest::new("vsock-vanish").with("port=52");
+    let guest = guest("vsock-vanish").with("port=52");
     guest
         .socket(UdsConnector::new(&path), None)
         .run()
@@ -150,7 +151,7 @@ fn the_host_connects_to_the_guest() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("vsock");
     let listener = UnixListener::bind(&path).unwrap();
-    let guest = Guest::new("vsock-listen").with("port=77");
+    let guest = guest("vsock-listen").with("port=77");
     let running = guest
         .socket(UdsConnector::new(&path), Some(listener))
         .start();
@@ -191,7 +192,7 @@ fn nonsense_on_the_host_side_does_no_harm() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("vsock");
     let listener = UnixListener::bind(&path).unwrap();
-    let guest = Guest::new("vsock-listen").with("port=77");
+    let guest = guest("vsock-listen").with("port=77");
     let running = guest
         .socket(UdsConnector::new(&path), Some(listener))
         .start();

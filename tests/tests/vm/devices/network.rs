@@ -20,6 +20,8 @@ use onggi_network::{Link, Queues, Tap};
 use onggi_tests::guest::Guest;
 use onggi_virtio::net::Net;
 
+use super::guest;
+
 const TAP: &str = "tap0";
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// The type of the probe's frames.
@@ -57,7 +59,7 @@ impl Host {
         let taps = taps.unwrap_or_else(|error| panic!("{error}"));
         let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
         let mac = "02:00:00:00:00:07".parse().unwrap();
-        Guest::new(probe).device(Net::new(links.collect(), mac, None).unwrap())
+        guest(probe).device(Net::new(links.collect(), mac, None).unwrap())
     }
 
     /// Waits until the kernel has seen that the guest's end is there. It drops frames until then,

@@ -2,9 +2,10 @@
 //!
 //! What is attacked how is the probe's to say: `tests/probe/src/attack/`.
 
-use onggi_tests::guest::Guest;
 use onggi_virtio::vsock::LocalConnector;
 use tempfile::NamedTempFile;
+
+use super::guest;
 
 fn empty_disk() -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
@@ -15,7 +16,7 @@ fn empty_disk() -> NamedTempFile {
 #[test]
 fn a_disk_withstands_every_attack() {
     let file = empty_disk();
-    Guest::new("attack")
+    guest("attack")
         .with("kind=2")
         .disk(file.path())
         .run()
@@ -25,7 +26,7 @@ fn a_disk_withstands_every_attack() {
 #[test]
 fn a_read_only_disk_withstands_every_attack_unchanged() {
     let file = empty_disk();
-    Guest::new("attack")
+    guest("attack")
         .with("kind=2")
         .read_only_disk(file.path())
         .run()
@@ -39,11 +40,7 @@ fn a_read_only_disk_withstands_every_attack_unchanged() {
 
 #[test]
 fn the_entropy_device_withstands_every_attack() {
-    Guest::new("attack")
-        .with("kind=4")
-        .entropy()
-        .run()
-        .all_well();
+    guest("attack").with("kind=4").entropy().run().all_well();
 }
 
 #[test]
@@ -55,7 +52,7 @@ fn the_socket_device_withstands_every_attack() {
         kept.push(stream);
         Ok(())
     });
-    Guest::new("attack")
+    guest("attack")
         .with("kind=19")
         .socket(connector, None)
         .run()
@@ -65,6 +62,6 @@ fn the_socket_device_withstands_every_attack() {
 #[test]
 fn an_attack_on_one_device_leaves_the_others_alone() {
     let file = empty_disk();
-    let guest = Guest::new("attack,rng,blk-write,blk-read").with("kind=4");
+    let guest = guest("attack,rng,blk-write,blk-read").with("kind=4");
     guest.disk(file.path()).entropy().run().all_well();
 }

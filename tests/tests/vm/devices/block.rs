@@ -5,10 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use onggi_storage::{Access, Cache, Disk, create_overlay};
-use onggi_tests::guest::Guest;
 use onggi_tests::pattern::{self, SECTOR};
 use onggi_tests::qcow2;
 use tempfile::{TempDir, tempdir};
+
+use super::guest;
 
 const SECTORS: u64 = 8192;
 
@@ -23,7 +24,7 @@ fn disk() -> (TempDir, PathBuf) {
 #[test]
 fn a_disk_says_what_it_is() {
     let (_folder, path) = disk();
-    let outcome = Guest::new("blk-info").disk(&path).run().all_well();
+    let outcome = guest("blk-info").disk(&path).run().all_well();
     assert_eq!(outcome.value("sectors"), SECTORS.to_string());
     assert_eq!(outcome.value("id"), "onggi-test");
     assert_eq!(outcome.value("readonly"), "false");
@@ -33,13 +34,13 @@ fn a_disk_says_what_it_is() {
 #[test]
 fn the_guest_reads_what_is_on_the_file() {
     let (_folder, path) = disk();
-    Guest::new("blk-read").disk(&path).run().all_well();
+    guest("blk-read").disk(&path).run().all_well();
 }
 
 #[test]
 fn what_the_guest_writes_is_on_the_file() {
     let (_folder, path) = disk();
-    Guest::new("blk-write,blk-read")
+    guest("blk-write,blk-read")
         .with("seed=77 from=16 sectors=1000")
         .disk(&path)
         .run()
@@ -59,25 +60,25 @@ fn what_the_guest_writes_is_on_the_file() {
 #[test]
 fn requests_may_be_cut_in_any_way() {
     let (_folder, path) = disk();
-    Guest::new("blk-shapes").disk(&path).run().all_well();
+    guest("blk-shapes").disk(&path).run().all_well();
 }
 
 #[test]
 fn many_requests_at_once_are_answered_once_each() {
     let (_folder, path) = disk();
-    Guest::new("blk-depth").disk(&path).run().all_well();
+    guest("blk-depth").disk(&path).run().all_well();
 }
 
 #[test]
 fn interrupts_come_when_they_are_wanted() {
     let (_folder, path) = disk();
-    Guest::new("blk-interrupts").disk(&path).run().all_well();
+    guest("blk-interrupts").disk(&path).run().all_well();
 }
 
 #[test]
 fn requests_past_the_end_are_refused() {
     let (_folder, path) = disk();
-    Guest::new("blk-limits").disk(&path).run().all_well();
+    guest("blk-limits").disk(&path).run().all_well();
     assert!(
         fs::read(&path).unwrap() == pattern::sectors(0, 0, SECTORS),
         "the file was changed"
@@ -87,7 +88,7 @@ fn requests_past_the_end_are_refused() {
 #[test]
 fn zeroes_are_written() {
     let (_folder, path) = disk();
-    Guest::new("blk-zero")
+    guest("blk-zero")
         .with("from=100 sectors=2000")
         .disk(&path)
         .run()
@@ -108,7 +109,7 @@ fn zeroes_are_written() {
 fn a_discard_gives_the_room_back() {
     let (_folder, path) = disk();
     let before = fs::metadata(&path).unwrap().blocks();
-    Guest::new("blk-discard")
+    guest("blk-discard")
         .with("from=2048 sectors=4096")
         .disk(&path)
         .run()
@@ -128,7 +129,7 @@ fn a_read_only_disk_stays_as_it_is() {
     let mut permissions = fs::metadata(&path).unwrap().permissions();
     permissions.set_readonly(true);
     fs::set_permissions(&path, permissions).unwrap();
-    Guest::new("blk-readonly,blk-read")
+    guest("blk-readonly,blk-read")
         .read_only_disk(&path)
         .run()
         .all_well();
@@ -142,7 +143,7 @@ fn a_read_only_disk_stays_as_it_is() {
 fn each_of_several_disks_has_its_own_file() {
     let (_first_folder, first) = disk();
     let (_second_folder, second) = disk();
-    Guest::new("blk-write")
+    guest("blk-write")
         .with("device=1 seed=5")
         .disk(&first)
         .disk(&second)
@@ -161,7 +162,7 @@ fn each_of_several_disks_has_its_own_file() {
 #[test]
 fn reads_of_a_file_that_was_truncated_fail_and_nothing_else() {
     let (_folder, path) = disk();
-    let guest = Guest::new("blk-error,blk-read")
+    let vm = guest("blk-error,blk-read")
         .with("from=4096 sectors=8 device=0")
         .disk(&path);
     File::options()
@@ -170,41 +171,39 @@ fn reads_of_a_file_that_was_truncated_fail_and_nothing_else() {
         .unwrap()
         .set_len(1024 * SECTOR as u64)
         .unwrap();
-    let outcome = guest.run();
+    let outcome = vm.run();
     assert!(outcome.said.contains("blk-error: ok"), "{}", outcome.said);
     // What is still there can still be read.
     let (_folder, path) = disk();
-    let guest = Guest::new("blk-read")
-        .with("from=0 sectors=1024")
-        .disk(&path);
+    let vm = guest("blk-read").with("from=0 sectors=1024").disk(&path);
     OpenOptions::new()
         .write(true)
         .open(&path)
         .unwrap()
         .set_len(1024 * SECTOR as u64)
         .unwrap();
-    guest.run().all_well();
+    vm.run().all_well();
 }
 
 #[test]
 fn a_disk_grows_and_shrinks_while_its_guest_runs() {
     let (_folder, path) = disk();
-    let guest = Guest::new("blk-resize,blk-read")
+    let vm = guest("blk-resize,blk-read")
         .with("times=2 sectors=16")
         .disk(&path)
         .start();
     let mut before = SECTORS;
     for sectors in [2 * SECTORS, SECTORS / 2] {
-        guest.wait_for(&format!("before={before}\n"));
+        vm.wait_for(&format!("before={before}\n"));
         let file = File::options().write(true).open(&path).unwrap();
         file.set_len(sectors * SECTOR as u64).unwrap();
-        assert!(guest.handle.refresh_device(0).unwrap());
-        assert!(!guest.handle.refresh_device(0).unwrap());
-        guest.wait_for(&format!("after={sectors}\n"));
+        assert!(vm.handle.refresh_device(0).unwrap());
+        assert!(!vm.handle.refresh_device(0).unwrap());
+        vm.wait_for(&format!("after={sectors}\n"));
         before = sectors;
     }
-    assert!(guest.handle.refresh_device(1).is_err(), "no such device");
-    guest.end().all_well();
+    assert!(vm.handle.refresh_device(1).is_err(), "no such device");
+    vm.end().all_well();
 }
 
 /// What the guest does with a disk, whatever is behind it.
@@ -214,7 +213,7 @@ const EVERYTHING: &str = "blk-write,blk-read,blk-depth,blk-limits,blk-shapes";
 fn a_disk_that_bypasses_the_page_cache() {
     let (_folder, path) = disk();
     let open = Disk::open_with(&path, Access::ReadWrite, Cache::Direct).unwrap();
-    Guest::new(EVERYTHING)
+    guest(EVERYTHING)
         .with("seed=9")
         .block(open)
         .run()
@@ -228,7 +227,7 @@ fn an_overlay_takes_what_is_written() {
     let top = folder.path().join("top");
     create_overlay(&top, &base, Some(2 * SECTORS * SECTOR as u64)).unwrap();
     let open = |access| Disk::open_overlay(&top, &base, access, Cache::Writeback).unwrap();
-    Guest::new("blk-write,blk-read,blk-shapes")
+    guest("blk-write,blk-read,blk-shapes")
         .with("seed=9 from=100 sectors=6001")
         .block(open(Access::ReadWrite))
         .run()
@@ -239,13 +238,13 @@ fn an_overlay_takes_what_is_written() {
         "seed=9 from=108 sectors=5993",
         "from=6101 sectors=2091",
     ] {
-        Guest::new("blk-read")
+        guest("blk-read")
             .with(span)
             .block(open(Access::ReadOnly))
             .run()
             .all_well();
     }
-    Guest::new(EVERYTHING)
+    guest(EVERYTHING)
         .with("seed=5")
         .block(open(Access::ReadWrite))
         .run()
@@ -258,17 +257,17 @@ fn a_qcow2_image_is_a_disk() {
     let (_folder, path) = disk();
     fs::write(&path, qcow2::empty(SECTORS * SECTOR as u64)).unwrap();
     let open = |access| Disk::open_qcow2(&path, None, access, Cache::Writeback).unwrap();
-    Guest::new(EVERYTHING)
+    guest(EVERYTHING)
         .with("seed=9")
         .block(open(Access::ReadWrite))
         .run()
         .all_well();
-    Guest::new("blk-read")
+    guest("blk-read")
         .with("seed=9 from=64")
         .block(open(Access::ReadOnly))
         .run()
         .all_well();
-    Guest::new("attack")
+    guest("attack")
         .with("kind=2")
         .block(open(Access::ReadWrite))
         .run()
@@ -279,7 +278,7 @@ fn a_qcow2_image_is_a_disk() {
 fn a_disk_that_is_never_flushed() {
     let (_folder, path) = disk();
     let open = Disk::open_with(&path, Access::ReadWrite, Cache::Unsafe).unwrap();
-    let outcome = Guest::new("blk-info,blk-write")
+    let outcome = guest("blk-info,blk-write")
         .with("seed=9")
         .block(open)
         .run()
@@ -291,7 +290,7 @@ fn a_disk_that_is_never_flushed() {
 #[test]
 fn a_file_that_was_removed_still_serves() {
     let (_folder, path) = disk();
-    let guest = Guest::new("blk-read,blk-write").disk(&path);
+    let guest = guest("blk-read,blk-write").disk(&path);
     fs::remove_file(&path).unwrap();
     guest.run().all_well();
     assert!(!path.exists(), "the file came back");
