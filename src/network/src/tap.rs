@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::str::FromStr;
 
-use nix::net::if_::if_nametoindex;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::{InterfaceFlags, if_nametoindex};
 
 use crate::link::{Link, Offloads};
 use crate::{HEADER, sys};
@@ -100,7 +101,7 @@ impl Tap {
     pub fn open(name: &TapName) -> Result<Tap, TapError> {
         // A device with several queues takes only who can have several, and the other way round.
         let tap = match attach(name, 0) {
-            Err(error) if is_of_another_kind(&error) => attach(name, libc::IFF_MULTI_QUEUE)?,
+            Err(error) if is_of_another_kind(&error) => attach_alone(name)?,
             result => result?,
         };
         tap.set_up(name)?;
@@ -117,7 +118,7 @@ impl Tap {
         if count <= 1 {
             return Ok(vec![Tap::open(name)?]);
         }
-        let first = match (attach(name, libc::IFF_MULTI_QUEUE), queues) {
+        let first = match (attach_alone(name), queues) {
             (Err(error), Queues::UpTo(_)) if is_of_another_kind(&error) => {
                 return Ok(vec![Tap::open(name)?]);
             }
@@ -142,6 +143,26 @@ impl Tap {
             .and_then(|()| self.set_offloads(Offloads::default()))
             .map_err(|error| TapError::Other(name.clone(), error))
     }
+}
+
+/// Opens the first queue of a device that has several. The kernel would let anybody have some of
+/// them, and so some of the frames, where of a device with one queue it says that it is in use.
+fn attach_alone(name: &TapName) -> Result<Tap, TapError> {
+    let held = is_held(name);
+    let tap = attach(name, libc::IFF_MULTI_QUEUE)?;
+    match held {
+        true => Err(TapError::InUse(name.clone())),
+        false => Ok(tap),
+    }
+}
+
+/// Whether somebody has a queue of a device. It shows only while the interface is up.
+fn is_held(name: &TapName) -> bool {
+    getifaddrs().is_ok_and(|mut interfaces| {
+        interfaces.any(|it| {
+            it.interface_name == name.0 && it.flags.contains(InterfaceFlags::IFF_LOWER_UP)
+        })
+    })
 }
 
 fn attach(name: &TapName, more_flags: libc::c_int) -> Result<Tap, TapError> {

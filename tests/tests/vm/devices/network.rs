@@ -213,6 +213,12 @@ fn several_queues_want_a_tap_device_that_has_them() {
     let taps = Tap::open_queues(&name, Queues::UpTo(3)).unwrap();
     assert_eq!(taps.len(), 3);
     assert!(if_nametoindex("tap1").is_ok());
+    // It is nobody else's, although the kernel would share it.
+    ip(&["link", "set", "tap1", "up"]);
+    for queues in [Queues::Exactly(1), Queues::UpTo(2)] {
+        let error = Tap::open_queues(&name, queues).unwrap_err();
+        assert_eq!(error.to_string(), "the tap device 'tap1' is in use");
+    }
     drop(taps);
     assert!(if_nametoindex("tap1").is_err());
 }
