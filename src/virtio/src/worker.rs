@@ -87,6 +87,9 @@ impl Polling {
     /// What a sleep is at least worth: about an exit and a wake-up.
     const LONGEST: Duration = Duration::from_micros(64);
     const SHORTEST: Duration = Duration::from_micros(8);
+    /// A sleep up to this was hardly one. It is longer than what looking would have taken, for the
+    /// driver's exit and the wake-up are in it, and on a busy host both take their time.
+    const NAP: Duration = Duration::from_micros(200);
 
     /// Calls `found` until it finds something, as long as that is worth it now; says whether it did.
     pub(crate) fn look<E>(
@@ -114,7 +117,7 @@ impl Polling {
 
     /// The worker was asleep for that long.
     pub(crate) fn woken_after(&mut self, asleep: Duration) {
-        if asleep <= Self::LONGEST {
+        if asleep <= Self::NAP {
             self.window = (self.window * 2).clamp(Self::SHORTEST, Self::LONGEST);
         }
     }
