@@ -8,6 +8,8 @@ use onggi_network::{Mac, MacError, TapName, TapNameError};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::rate::RateLimiter;
+
 /// The largest number of vCPUs that a VM may have.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -108,6 +110,8 @@ pub struct Drive {
     pub cache_type: CacheType,
     /// How the file is read and written.
     pub io_engine: IoEngine,
+    /// What the guest's requests are limited by.
+    pub rate_limiter: RateLimiter,
 }
 
 /// One of `network-interfaces`.
@@ -119,6 +123,10 @@ pub struct NetworkInterface {
     pub guest_mac: Option<Mac>,
     /// The host's tap device.
     pub host_dev_name: TapName,
+    /// What frames to the guest are limited by.
+    pub rx_rate_limiter: RateLimiter,
+    /// What frames from the guest are limited by.
+    pub tx_rate_limiter: RateLimiter,
 }
 
 /// What a flush request does.
@@ -287,7 +295,7 @@ struct DriveSection {
     #[serde(default)]
     cache_type: CacheType,
     io_engine: Option<IoEngine>,
-    rate_limiter: Option<Value>,
+    rate_limiter: Option<RateLimiter>,
     socket: Option<Value>,
 }
 
@@ -297,8 +305,8 @@ struct NetworkSection {
     iface_id: String,
     guest_mac: Option<String>,
     host_dev_name: String,
-    rx_rate_limiter: Option<Value>,
-    tx_rate_limiter: Option<Value>,
+    rx_rate_limiter: Option<RateLimiter>,
+    tx_rate_limiter: Option<RateLimiter>,
     mtu: Option<Value>,
 }
 
@@ -422,13 +430,7 @@ impl NetworkSection {
         if !is_id(&self.iface_id) {
             return Err(Error::InterfaceId(self.iface_id));
         }
-        for (part, value) in [
-            ("network-interfaces.rx_rate_limiter", &self.rx_rate_limiter),
-            ("network-interfaces.tx_rate_limiter", &self.tx_rate_limiter),
-            ("network-interfaces.mtu", &self.mtu),
-        ] {
-            refuse(part, value.as_ref())?;
-        }
+        refuse("network-interfaces.mtu", self.mtu.as_ref())?;
         let guest_mac = self.guest_mac.as_deref().map(str::parse).transpose();
         let host_dev_name = self.host_dev_name.parse();
         Ok(NetworkInterface {
@@ -436,6 +438,8 @@ impl NetworkSection {
             host_dev_name: host_dev_name
                 .map_err(|error| Error::HostDevice(self.iface_id.clone(), error))?,
             iface_id: self.iface_id,
+            rx_rate_limiter: self.rx_rate_limiter.unwrap_or_default(),
+            tx_rate_limiter: self.tx_rate_limiter.unwrap_or_default(),
         })
     }
 }
@@ -445,7 +449,6 @@ impl DriveSection {
         if !is_id(&self.drive_id) {
             return Err(Error::DriveId(self.drive_id));
         }
-        refuse("drives.rate_limiter", self.rate_limiter.as_ref())?;
         refuse("drives.socket", self.socket.as_ref())?;
         let Some(path_on_host) = self.path_on_host else {
             return Err(Error::NoPath(self.drive_id));
@@ -458,6 +461,7 @@ impl DriveSection {
             is_read_only: self.is_read_only.unwrap_or(false),
             cache_type: self.cache_type,
             io_engine: self.io_engine.unwrap_or_default(),
+            rate_limiter: self.rate_limiter.unwrap_or_default(),
         })
     }
 }

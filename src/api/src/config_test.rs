@@ -1,6 +1,7 @@
 use std::error::Error as _;
 
 use super::*;
+use crate::rate::TokenBucket;
 
 const KERNEL: &str = r#""boot-source": {"kernel_image_path": "vmlinux"}"#;
 
@@ -106,20 +107,12 @@ fn parts_that_do_not_exist_are_named() {
             r#","network-interfaces":[{"iface_id":"e","host_dev_name":"t","mtu":1400}]"#,
             "network-interfaces.mtu",
         ),
-        (
-            r#","network-interfaces":[{"iface_id":"e","host_dev_name":"t","rx_rate_limiter":{}}]"#,
-            "network-interfaces.rx_rate_limiter",
-        ),
         (r#","metrics":{"metrics_path":"m"}"#, "metrics"),
         (r#","mmds-config":{}"#, "mmds-config"),
         (r#","cpu-config":"template.json""#, "cpu-config"),
         (r#","pmem":[{}]"#, "pmem"),
         (r#","memory-hotplug":{}"#, "memory-hotplug"),
         (r#","entropy":{"rate_limiter":{}}"#, "entropy.rate_limiter"),
-        (
-            r#","drives":[{"drive_id":"a","path_on_host":"a","is_root_device":false,"rate_limiter":{}}]"#,
-            "drives.rate_limiter",
-        ),
         (
             r#","drives":[{"drive_id":"a","is_root_device":false,"socket":"s"}]"#,
             "drives.socket",
@@ -223,4 +216,41 @@ fn drives_that_conflict() {
     }
     let json = r#","drives":[{"drive_id":"a","is_root_device":false}]"#;
     assert_eq!(refused(json), "drive 'a' has no 'path_on_host'");
+}
+
+#[test]
+fn rate_limiters() {
+    let config = parse(
+        r#","drives":[{"drive_id":"a","path_on_host":"a","is_root_device":false,"rate_limiter":
+            {"bandwidth":{"size":1000,"one_time_burst":50,"refill_time":100},
+             "ops":{"size":5,"one_time_burst":null,"refill_time":1000}}}],
+        "network-interfaces":[{"iface_id":"e","host_dev_name":"t",
+            "rx_rate_limiter":{"bandwidth":null},"tx_rate_limiter":{"ops":{"size":0,"refill_time":0}}}]"#,
+    );
+    let config = config.unwrap();
+    let bucket = |size, one_time_burst, refill_time| {
+        Some(TokenBucket {
+            size,
+            one_time_burst,
+            refill_time,
+        })
+    };
+    let drive = config.drives[0].rate_limiter;
+    assert_eq!(drive.bandwidth, bucket(1000, 50, 100));
+    assert_eq!(drive.ops, bucket(5, 0, 1000));
+    let interface = &config.network[0];
+    assert_eq!(interface.rx_rate_limiter, RateLimiter::default());
+    assert_eq!(interface.tx_rate_limiter.ops, bucket(0, 0, 0));
+    for wrong in [
+        r#"{"ops":{"size":5}}"#,
+        r#"{"ops":{"size":-1,"refill_time":1}}"#,
+        r#"{"ops":{"size":1,"refill_time":1,"x":1}}"#,
+        r#"{"iops":null}"#,
+        "5",
+    ] {
+        let interface = format!(
+            r#","network-interfaces":[{{"iface_id":"e","host_dev_name":"t","rx_rate_limiter":{wrong}}}]"#
+        );
+        refused(&interface);
+    }
 }

@@ -1,17 +1,19 @@
-//! The host's side of a virtual machine's network: frames between guest memory and a link, such as
-//! a tap device, with one system call each and no copy in between.
+//! The host's side of a virtual machine's network: frames between guest memory and a link. That is
+//! a tap device, with one system call each and no copy in between, or a passt.
 //!
 //! A frame on a [`Link`] follows a header of [`HEADER`] bytes, Linux's `virtio_net_hdr_v1`, which
 //! says what checksums are missing and how the frame is to be cut. This crate passes it on unread.
 
 mod link;
 mod mac;
+mod passt;
 mod sys;
 mod tap;
 mod vectors;
 
 pub use link::{Link, Offloads};
 pub use mac::{Mac, MacError};
+pub use passt::{Passt, PasstError, PasstOptions, Process, Protocol, Publish, PublishError};
 pub use tap::{Queues, Tap, TapError, TapName, TapNameError};
 pub use vectors::{Readable, TooManyRanges, Writable};
 

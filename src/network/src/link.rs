@@ -19,9 +19,21 @@ pub struct Offloads {
     pub ufo: bool,
 }
 
-/// One end of a link, of which there may be several for as many threads: a descriptor that never blocks, whose every read and write is one frame with
-/// its header.
+/// One end of a link, of which there may be several for as many threads: a descriptor that never
+/// blocks. Frames come and go with their header. Unless a link says otherwise, every read and write
+/// of the descriptor is one frame.
 pub trait Link: AsFd + Send + Sync {
+    /// Whether the link has any of the [`Offloads`], in either direction. One that has none takes
+    /// and gives plain frames, whose header means nothing.
+    fn can_offload(&self) -> bool {
+        true
+    }
+
+    /// Whether there is somebody at the other end.
+    fn is_up(&self) -> bool {
+        true
+    }
+
     /// Says what the reader of this end understands.
     ///
     /// # Errors
@@ -51,5 +63,14 @@ pub trait Link: AsFd + Send + Sync {
     /// `WouldBlock` where there is no room for it now, otherwise the kernel's.
     fn send(&self, from: &Readable) -> io::Result<()> {
         sys::write(self.as_fd(), from).map(drop)
+    }
+
+    /// Sends what is left of a frame that was taken in part. To be called, after frames were sent,
+    /// until it succeeds.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
     }
 }

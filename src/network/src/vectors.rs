@@ -190,6 +190,11 @@ impl Readable {
         self.0.push(memory, ranges, Permissions::Read)
     }
 
+    /// Bytes of the frame.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len
+    }
+
     /// All vectors. They are valid as long as `self` is borrowed.
     pub(crate) fn list(&self) -> &[libc::iovec] {
         self.0.vectors()

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -199,16 +200,29 @@ impl<T> Engine<T> {
     /// # Errors
     /// As [`Self::flush`].
     pub fn wait(&mut self) -> io::Result<()> {
+        self.wait_until(None)
+    }
+
+    /// The same, for so long at most.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub fn wait_at_most(&mut self, time: Duration) -> io::Result<()> {
+        self.wait_until(Some(time))
+    }
+
+    fn wait_until(&mut self, at_most: Option<Duration>) -> io::Result<()> {
         if !self.finished.is_empty() {
             return self.flush();
         }
         match &mut self.backend {
-            Backend::Ring(ring, _) => ring.wait()?,
+            Backend::Ring(ring, _) => ring.wait(at_most)?,
             Backend::Sync(kick) | Backend::Pool(_, kick) => {
-                match sys::wait_readable(kick.as_raw_fd()) {
-                    Ok(()) => {
+                match sys::wait_readable(kick.as_raw_fd(), at_most) {
+                    Ok(true) => {
                         kick.read()?;
                     }
+                    Ok(false) => {}
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }

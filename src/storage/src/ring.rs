@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
@@ -103,10 +104,22 @@ impl Ring {
         self.enter(0)
     }
 
-    /// Begins what was queued, and waits until something completes or the kick is signalled.
-    pub(crate) fn wait(&mut self) -> io::Result<()> {
+    /// Begins what was queued, and waits until something completes, the kick is signalled or the
+    /// time is over.
+    pub(crate) fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {
         self.poll_kick()?;
-        self.enter(1)
+        let Some(time) = at_most else {
+            return self.enter(1);
+        };
+        let time = types::Timespec::from(time);
+        let arguments = types::SubmitArgs::new().timespec(&time);
+        match self.uring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY) => Ok(()),
+                _ => Err(error),
+            },
+        }
     }
 
     /// Adds all completed calls to `done`.

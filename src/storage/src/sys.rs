@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use crate::buffer::{ReadableIoVecs, WritableIoVecs};
 
@@ -70,16 +71,22 @@ pub(crate) fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> io::Re
     )
 }
 
-/// Waits until `fd` can be read.
-pub(crate) fn wait_readable(fd: RawFd) -> io::Result<()> {
+/// Waits until `fd` can be read, and says whether it can: it may take too long.
+pub(crate) fn wait_readable(fd: RawFd, at_most: Option<Duration>) -> io::Result<bool> {
+    let timeout = match at_most {
+        // Rounded up, as an early end would be for nothing.
+        Some(time) => {
+            libc::c_int::try_from(time.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX)
+        }
+        None => -1,
+    };
     let mut poll = libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
     // SAFETY: `poll` is one valid structure, and the count says one.
-    check(unsafe { libc::poll(&raw mut poll, 1, -1) } as isize)?;
-    Ok(())
+    Ok(check(unsafe { libc::poll(&raw mut poll, 1, timeout) } as isize)? > 0)
 }
 
 fn to_off(value: u64) -> io::Result<libc::off_t> {

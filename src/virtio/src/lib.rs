@@ -7,6 +7,7 @@ pub mod chain;
 pub mod device;
 pub mod net;
 pub mod queue;
+pub mod rate;
 pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;

@@ -14,6 +14,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use crate::blk::request::Rules;
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::Queue;
+use crate::rate::Limiter;
 use crate::worker::Worker;
 
 /// The most queues of a device.
@@ -60,6 +61,7 @@ pub enum BlockError {
 pub struct Block {
     description: Description,
     rules: Rules,
+    limiter: Arc<Limiter>,
     /// Of each queue that runs.
     workers: Vec<Option<Worker>>,
 }
@@ -97,8 +99,16 @@ impl Block {
         Ok(Self {
             description,
             rules,
+            limiter: Arc::default(),
             workers: (0..queues).map(|_| None).collect(),
         })
+    }
+
+    /// Limits its requests, those of all queues together. Bytes are those of data; each request is
+    /// one operation.
+    pub fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
+        self.limiter = limiter;
+        self
     }
 }
 
@@ -131,12 +141,12 @@ impl Device for Block {
             return Err(StartError::AlreadyRunning(index));
         }
         let (queue, kick) = Queue::new(index, max_size, start)?;
-        let rules = self.rules.clone();
+        let (rules, limiter) = (self.rules.clone(), self.limiter.clone());
         let own_kick = kick
             .try_clone()
             .map_err(|error| StartError::Worker(index, error))?;
         let make = move || {
-            worker::Server::new(queue, rules, own_kick)
+            worker::Server::new(queue, rules, limiter, own_kick)
                 .map(|server| move |stop: &_| server.serve(stop))
                 .map_err(io::Error::other)
         };

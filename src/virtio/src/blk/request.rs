@@ -89,6 +89,16 @@ enum Action {
     Done { written: usize },
 }
 
+/// Length of what comes before the data, and of the status behind it.
+const HEADER: usize = 16;
+const TRAILER: usize = 1;
+
+/// Bytes of a request's data, in whichever direction they go.
+pub(crate) fn data_len(chain: &Chain) -> u64 {
+    let (out, back) = (chain.reader().remaining(), chain.writer().remaining());
+    (out.saturating_sub(HEADER) + back.saturating_sub(TRAILER)) as u64
+}
+
 /// Reads and checks a request.
 pub(crate) fn parse(chain: Chain, rules: &Rules) -> Parsed {
     let Some(status) = chain.last_writable() else {

@@ -2,32 +2,41 @@
 //! gives them back, with one system call and one interrupt for a whole batch.
 
 use std::io;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use onggi_storage::{Completion, Engine, EngineError};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::blk::request::{Parsed, Pending, Rules, Status, parse};
+use crate::blk::request::{Parsed, Pending, Rules, Status, data_len, parse};
 use crate::device::QueueState;
 use crate::queue::Queue;
+use crate::rate::Limiter;
 use crate::worker::{Polling, Stop};
 
 pub(crate) struct Server {
     queue: Queue,
     engine: Engine<Pending>,
     rules: Rules,
+    limiter: Arc<Limiter>,
     polling: Polling,
     failures: u64,
 }
 
 impl Server {
     /// Is called on the thread that will serve.
-    pub(crate) fn new(queue: Queue, rules: Rules, kick: EventFd) -> Result<Self, EngineError> {
+    pub(crate) fn new(
+        queue: Queue,
+        rules: Rules,
+        limiter: Arc<Limiter>,
+        kick: EventFd,
+    ) -> Result<Self, EngineError> {
         let engine = Engine::new(rules.disk.clone(), queue.size(), kick)?;
         Ok(Self {
             queue,
             engine,
             rules,
+            limiter,
             polling: Polling::default(),
             failures: 0,
         })
@@ -49,10 +58,18 @@ impl Server {
 
     fn run(&mut self, stop: &Stop) -> io::Result<()> {
         while !stop.requested() {
-            self.take_in();
+            let admitted = self.take_in();
             self.engine.flush()?;
             self.give_back();
             self.queue.notify();
+            if let Err(pause) = admitted {
+                // New requests are of no interest until there are tokens.
+                if !stop.requested() {
+                    self.engine.wait_at_most(pause)?;
+                    self.give_back();
+                }
+                continue;
+            }
             if self.poll(stop)? {
                 continue;
             }
@@ -86,8 +103,14 @@ impl Server {
         })
     }
 
-    fn take_in(&mut self) {
-        while let Some(chain) = self.queue.pop() {
+    /// Takes in all requests, or as many as are permitted now: then it says how long to wait.
+    fn take_in(&mut self) -> Result<(), Duration> {
+        loop {
+            self.limiter.admit()?;
+            let Some(chain) = self.queue.pop() else {
+                return Ok(());
+            };
+            self.limiter.charge(data_len(&chain));
             match parse(chain, &self.rules) {
                 Parsed::Work(request, pending) => self.engine.submit(request, pending),
                 Parsed::Answer(status, pending) => pending.complete(&mut self.queue, status),

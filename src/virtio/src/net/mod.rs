@@ -31,6 +31,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, Queue};
+use crate::rate::Limiter;
 use crate::worker::{Kick, Stop, Worker};
 use port::Ports;
 use wait::Wait;
@@ -43,8 +44,8 @@ pub const MAX_PAIRS: u16 = 64;
 /// The smallest MTU that a device may name (§5.1.4.1).
 pub const MIN_MTU: u16 = 68;
 
-/// What a tap device can do for the guest, and the guest for it.
-const FEATURES: [u32; 9] = [
+/// What a link with offloads can do for the guest, and the guest for it.
+const OFFLOADS: [u32; 8] = [
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_HOST_TSO6,
@@ -53,8 +54,10 @@ const FEATURES: [u32; 9] = [
     VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_GUEST_UFO,
-    VIRTIO_NET_F_MRG_RXBUF,
 ];
+
+/// Where `status` lies in the configuration space (§5.1.4).
+const STATUS: std::ops::Range<usize> = 6..8;
 
 /// Why a network device can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +88,8 @@ enum Role {
 pub struct Net {
     description: Description,
     ports: Arc<Ports>,
+    receive_limiter: Arc<Limiter>,
+    transmit_limiter: Arc<Limiter>,
     /// Of each queue that runs.
     workers: Vec<Option<Worker>>,
 }
@@ -104,10 +109,13 @@ impl Net {
             return Err(NetError::Pairs(links.len()));
         }
         let several = links.len() > 1;
+        let can_offload = links.iter().all(|link| link.can_offload());
         let ports = Ports::new(links).map_err(NetError::Link)?;
         let mut features = 1 << VIRTIO_F_VERSION_1 | FEATURE_INDIRECT | FEATURE_EVENT_IDX;
-        features |= 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
-        features |= FEATURES.iter().fold(0, |all, bit| all | 1 << bit);
+        features |= 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        if can_offload {
+            features |= OFFLOADS.iter().fold(0, |all, bit| all | 1 << bit);
+        }
         if mtu.is_some() {
             features |= 1 << VIRTIO_NET_F_MTU;
         }
@@ -128,8 +136,17 @@ impl Net {
                 config,
             },
             ports: Arc::new(ports),
+            receive_limiter: Arc::default(),
+            transmit_limiter: Arc::default(),
             workers: (0..queues).map(|_| None).collect(),
         })
+    }
+
+    /// Limits the frames to the guest and those from it, of all pairs of queues together. Bytes are
+    /// those of frames with their headers; each frame is one operation.
+    pub fn limited_by(mut self, receive: Arc<Limiter>, transmit: Arc<Limiter>) -> Self {
+        (self.receive_limiter, self.transmit_limiter) = (receive, transmit);
+        self
     }
 
     /// What a queue is for to a driver that agreed on `features`: one that can't have several pairs
@@ -164,8 +181,9 @@ impl Net {
             }
             Role::Transmit(pair) => {
                 let wait = Wait::new(own_kick, ports.of_pair(pair).fd())?;
+                let limiter = self.transmit_limiter.clone();
                 let make = move || {
-                    let sender = transmit::Sender::new(queue, ports, pair, wait);
+                    let sender = transmit::Sender::new(queue, ports, pair, wait, limiter);
                     Ok(move |stop: &Stop| sender.serve(stop))
                 };
                 Worker::spawn(format!("virtio-net-tx{pair}"), kick, make)
@@ -183,8 +201,10 @@ impl Net {
                 }
                 let wait = Wait::new(own_kick, port.fd())?;
                 let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
+                let limiter = self.receive_limiter.clone();
                 let make = move || {
-                    let receiver = receive::Receiver::new(queue, ports, pair, wait, mergeable);
+                    let receiver =
+                        receive::Receiver::new(queue, ports, pair, wait, mergeable, limiter);
                     Ok(move |stop: &Stop| receiver.serve(stop))
                 };
                 Worker::spawn(format!("virtio-net-rx{pair}"), kick, make)
@@ -200,6 +220,16 @@ impl Device for Net {
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {
         // Devices of version 1 have no writable field.
+    }
+
+    /// Looks whether the link is up (§5.1.4.2).
+    fn refresh(&mut self) -> io::Result<bool> {
+        let up = self.ports.first().link().is_up();
+        let status = if up { VIRTIO_NET_S_LINK_UP as u16 } else { 0 }.to_le_bytes();
+        let field = &mut self.description.config[STATUS];
+        let changed = *field != status;
+        field.copy_from_slice(&status);
+        Ok(changed)
     }
 
     fn start_queue(&mut self, index: u16, start: QueueStart) -> Result<(), StartError> {

@@ -11,6 +11,7 @@ use onggi_network::{HEADER, Readable, Writable};
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::rate::{Bucket, Rate};
 use crate::testing::suite::{self, Subject};
 use crate::testing::{Driver, Guest, Used};
 
@@ -411,6 +412,144 @@ fn a_link_that_goes_away_takes_nothing_with_it() {
         device.start_queue(0, rx.start(MERGEABLE)).unwrap();
     }
     assert_eq!(device.stop_queue(1).unwrap().next_avail, 3);
+}
+
+/// A limiter that lets one frame pass in an hour.
+fn hourly() -> Arc<Limiter> {
+    let bucket = Bucket {
+        refill_time: Duration::from_secs(3600),
+        ..Bucket::per_second(1)
+    };
+    Arc::new(Limiter::new(Rate {
+        bandwidth: None,
+        ops: Some(bucket),
+    }))
+}
+
+#[test]
+fn limits_hold_frames_up_and_lose_none() {
+    let (link, peer) = link();
+    let guest = Guest::new();
+    let (mut rx, mut tx) = (guest.queue(8), guest.queue(8));
+    let (receive, transmit) = (hourly(), hourly());
+    let mut device = net(link).limited_by(receive.clone(), transmit.clone());
+    device.start_queue(0, rx.start(MERGEABLE)).unwrap();
+    device.start_queue(1, tx.start(0)).unwrap();
+    let frames = [60, 61, 62].map(frame);
+    for frame in &frames {
+        push(&peer, frame);
+        rx.add(&[], &[guest.room(100)]);
+        tx.add(&[guest.put(frame)], &[]);
+    }
+    rx.kick();
+    tx.kick();
+    assert_eq!((rx.wait_used().len, tx.wait_used().len), (72, 0));
+    std::thread::sleep(Duration::from_millis(10));
+    for (index, driver) in [(0, &mut rx), (1, &mut tx)] {
+        let state = device.stop_queue(index).unwrap();
+        assert_eq!((state.next_avail, state.next_used), (1, 1));
+        let start = driver.start_from(MERGEABLE, state);
+        device.start_queue(index, start).unwrap();
+        driver.kick();
+    }
+    std::thread::sleep(Duration::from_millis(10));
+    assert_eq!((rx.used_index(), tx.used_index()), (1, 1));
+    receive.change(Rate::default());
+    transmit.change(Rate::default());
+    for len in [73, 74] {
+        assert_eq!((rx.wait_used().len, tx.wait_used().len), (len, 0));
+    }
+    for frame in frames {
+        assert_eq!(pull(&peer), Some(frame));
+    }
+}
+
+/// A link that has nothing but frames, takes them in part, and says when it is down.
+struct Bare {
+    plain: Plain,
+    /// What `flush` still has to send.
+    rest: Mutex<bool>,
+    up: AtomicBool,
+}
+
+impl AsFd for Bare {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.plain.as_fd()
+    }
+}
+
+impl Link for Bare {
+    fn can_offload(&self) -> bool {
+        false
+    }
+
+    fn is_up(&self) -> bool {
+        self.up.load(Ordering::SeqCst)
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        assert_eq!(offloads, Offloads::default());
+        Ok(())
+    }
+
+    fn set_attached(&self, _attached: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&self, from: &Readable) -> io::Result<()> {
+        self.flush()?;
+        self.plain.send(from)?;
+        *self.rest.lock().unwrap() = true;
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let mut rest = self.rest.lock().unwrap();
+        if *rest {
+            send(self.as_fd().as_raw_fd(), b"rest", MsgFlags::empty())?;
+            *rest = false;
+        }
+        Ok(())
+    }
+}
+
+fn bare() -> (Arc<Bare>, OwnedFd) {
+    let (socket, peer) = link();
+    let plain = Arc::into_inner(socket).unwrap().plain;
+    let (rest, up) = (Mutex::new(false), AtomicBool::new(true));
+    (Arc::new(Bare { plain, rest, up }), peer)
+}
+
+#[test]
+fn a_link_without_offloads_has_none_and_may_be_down() {
+    let (link, _peer) = bare();
+    let mut device = Net::new(vec![link.clone()], mac(), None).unwrap();
+    let features = device.description().features;
+    assert!(OFFLOADS.iter().all(|bit| !has(features, *bit)));
+    assert!(has(features, VIRTIO_NET_F_MRG_RXBUF) && has(features, VIRTIO_NET_F_STATUS));
+    assert!(!device.refresh().unwrap());
+    link.up.store(false, Ordering::SeqCst);
+    assert!(device.refresh().unwrap() && !device.refresh().unwrap());
+    assert_eq!(device.description().config[STATUS], [0, 0]);
+}
+
+#[test]
+fn the_rest_of_a_frame_is_sent_though_no_other_follows() {
+    let (link, peer) = bare();
+    let guest = Guest::new();
+    let mut driver = guest.queue(8);
+    let mut device = Net::new(vec![link.clone()], mac(), None).unwrap();
+    device.start_queue(1, driver.start(0)).unwrap();
+    let data = guest.put(&frame(60));
+    driver.add(&[data], &[]);
+    driver.kick();
+    driver.wait_used();
+    while *link.rest.lock().unwrap() {
+        std::thread::yield_now();
+    }
+    assert_eq!(pull(&peer), Some(frame(60)));
+    assert_eq!(pull(&peer).as_deref(), Some(&b"rest"[..]));
+    device.stop_queue(1).unwrap();
 }
 
 #[path = "pairs_test.rs"]

@@ -118,6 +118,13 @@ impl Port {
         self.while_on(|link| link.send(frame))
     }
 
+    /// Sends the rest of a frame, as [`Link::flush`]. Says whether there is no room for it now.
+    pub(super) fn is_blocked(&self) -> bool {
+        let result = self.link.flush();
+        // Whatever else is wrong shows with the next frame.
+        matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// An end that is out says the same as one of a link that is gone. Where it was switched during
     /// the call, it is `Interrupted`.
     fn while_on<T>(&self, call: impl FnOnce(&dyn Link) -> io::Result<T>) -> io::Result<T> {

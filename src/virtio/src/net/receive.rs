@@ -16,11 +16,12 @@ use onggi_network::{HEADER, MAX_FRAME, Writable};
 use vmm_sys_util::epoll::EventSet;
 
 use super::port::Ports;
-use super::wait::Wait;
+use super::wait::{Wait, milliseconds};
 use super::{Failures, is_gone};
 use crate::chain::Chain;
 use crate::device::QueueState;
 use crate::queue::Queue;
+use crate::rate::Limiter;
 use crate::worker::Stop;
 
 /// Frames that are taken in before the driver is told.
@@ -82,6 +83,8 @@ enum Next {
     Buffers,
     Driver,
     Rest,
+    /// So long, for the rate that it is held to.
+    Tokens(Duration),
 }
 
 pub(super) struct Receiver {
@@ -90,6 +93,7 @@ pub(super) struct Receiver {
     pair: u16,
     wait: Wait,
     mergeable: bool,
+    limiter: Arc<Limiter>,
     held: VecDeque<Held>,
     /// The sum of the rooms.
     room: usize,
@@ -113,6 +117,7 @@ impl Receiver {
         pair: u16,
         wait: Wait,
         mergeable: bool,
+        limiter: Arc<Limiter>,
     ) -> Self {
         Self {
             queue,
@@ -120,6 +125,7 @@ impl Receiver {
             pair,
             wait,
             mergeable,
+            limiter,
             held: VecDeque::new(),
             room: 0,
             vectors: Writable::default(),
@@ -160,6 +166,7 @@ impl Receiver {
                 Next::Nothing => {}
                 Next::Frame => self.wait.wait(EventSet::IN, -1)?,
                 Next::Driver => self.wait.wait(EventSet::empty(), -1)?,
+                Next::Tokens(pause) => self.wait.wait(EventSet::empty(), milliseconds(pause))?,
                 Next::Rest => self.wait.wait(EventSet::empty(), REST)?,
                 Next::Buffers if self.queue.arm() => {}
                 Next::Buffers => {
@@ -188,6 +195,10 @@ impl Receiver {
             }
             if self.gone || !self.ports.of_pair(self.pair).is_on() {
                 return Next::Driver;
+            }
+            // What is not taken off the link yet is not lost either when the queue stops.
+            if let Err(pause) = self.limiter.admit() {
+                return Next::Tokens(pause);
             }
             match self.receive() {
                 Ok(()) => {}
@@ -262,6 +273,7 @@ impl Receiver {
                 .report("a frame was dropped", &"its length is not that of a frame");
             return Ok(());
         }
+        self.limiter.charge(len as u64);
         self.reach.note(len);
         self.frame = Some(Frame {
             len,

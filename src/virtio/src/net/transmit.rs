@@ -2,27 +2,39 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use onggi_network::{HEADER, MAX_FRAME, Readable};
 use vmm_sys_util::epoll::EventSet;
 
 use super::port::{Port, Ports};
-use super::wait::Wait;
+use super::wait::{Wait, milliseconds};
 use super::{Failures, is_gone};
 use crate::chain::Chain;
 use crate::device::QueueState;
 use crate::queue::Queue;
+use crate::rate::Limiter;
 use crate::worker::{Polling, Stop};
 
 /// How long a sender waits for room on a link that it can't watch, in milliseconds.
 const REST: i32 = 1;
+
+/// What the sender waits for.
+enum Next {
+    /// More frames.
+    Driver,
+    /// Room on the link.
+    Room,
+    /// So long, for the rate that it is held to.
+    Tokens(Duration),
+}
 
 pub(super) struct Sender {
     queue: Queue,
     ports: Arc<Ports>,
     pair: u16,
     wait: Wait,
+    limiter: Arc<Limiter>,
     frame: Readable,
     polling: Polling,
     failures: Failures,
@@ -31,12 +43,19 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(queue: Queue, ports: Arc<Ports>, pair: u16, wait: Wait) -> Self {
+    pub(super) fn new(
+        queue: Queue,
+        ports: Arc<Ports>,
+        pair: u16,
+        wait: Wait,
+        limiter: Arc<Limiter>,
+    ) -> Self {
         Self {
             queue,
             ports,
             pair,
             wait,
+            limiter,
             frame: Readable::default(),
             polling: Polling::default(),
             failures: Failures::default(),
@@ -54,15 +73,23 @@ impl Sender {
 
     fn run(&mut self, stop: &Stop) -> io::Result<()> {
         while !stop.requested() {
-            let blocked = self.send_batch(stop);
+            let next = self.send_batch(stop);
             self.queue.notify();
-            if blocked {
-                // News of the driver are of no interest until there is room.
-                match self.own_port().is_on() {
-                    true => self.wait.wait(EventSet::OUT, -1)?,
-                    false => self.wait.wait(EventSet::empty(), REST)?,
+            // News of the driver are of no interest until there is room, and tokens.
+            match next {
+                Next::Driver => {}
+                Next::Room if self.own_port().is_on() => {
+                    self.wait.wait(EventSet::OUT, -1)?;
+                    continue;
                 }
-                continue;
+                Next::Room => {
+                    self.wait.wait(EventSet::empty(), REST)?;
+                    continue;
+                }
+                Next::Tokens(pause) => {
+                    self.wait.wait(EventSet::empty(), milliseconds(pause))?;
+                    continue;
+                }
             }
             let more = || Ok::<_, io::Error>(self.queue.has_more() || stop.requested());
             if self.polling.look(more)? || self.queue.arm() || stop.requested() {
@@ -75,25 +102,38 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends what there is. Returns whether the link takes no more at the moment.
-    fn send_batch(&mut self, stop: &Stop) -> bool {
-        while let Some(chain) = self.queue.pop() {
+    /// Sends what there is, as far as that is possible.
+    fn send_batch(&mut self, stop: &Stop) -> Next {
+        loop {
+            if let Err(pause) = self.limiter.admit() {
+                return self.unless_blocked(Next::Tokens(pause));
+            }
+            let Some(chain) = self.queue.pop() else { break };
             match self.send(&chain) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(chain) = self.queue.put_back(chain) {
                         self.queue.complete(chain, 0);
                     }
-                    return true;
+                    return Next::Room;
                 }
                 Err(error) => self.report(&error),
                 Ok(()) => {}
             }
+            self.limiter.charge(chain.reader().remaining() as u64);
             self.queue.complete(chain, 0);
             if stop.requested() {
                 break;
             }
         }
-        false
+        self.unless_blocked(Next::Driver)
+    }
+
+    /// A frame that the link has taken in part comes before anything else.
+    fn unless_blocked(&self, next: Next) -> Next {
+        match self.own_port().is_blocked() {
+            true => Next::Room,
+            false => next,
+        }
     }
 
     fn own_port(&self) -> &Port {

@@ -2,12 +2,18 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 const KICK: u64 = 0;
 const LINK: u64 = 1;
+
+/// A time-out, rounded up: an early end would be for nothing.
+pub(super) fn milliseconds(time: Duration) -> i32 {
+    i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+}
 
 /// The kick is always waited for: by it a worker is told to stop.
 pub(super) struct Wait {

@@ -1,0 +1,30 @@
+//! Firecracker's rate limiters: token buckets.
+
+use serde::Deserialize;
+
+/// `rate_limiter`, `rx_rate_limiter` and `tx_rate_limiter`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimiter {
+    /// A token for each byte.
+    pub bandwidth: Option<TokenBucket>,
+    /// A token for each request or frame.
+    pub ops: Option<TokenBucket>,
+}
+
+/// A bucket that fills up steadily. Without a size or a time it is no limit.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// Tokens that fit in.
+    pub size: u64,
+    /// Tokens that there are besides at first, and never again.
+    #[serde(default, deserialize_with = "null_is_none")]
+    pub one_time_burst: u64,
+    /// Milliseconds in which an empty bucket fills up.
+    pub refill_time: u64,
+}
+
+fn null_is_none<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(0))
+}
