@@ -14,5 +14,10 @@ initrd() {
         printf '%s\n' "$1"
     } >tree/init
     chmod +x tree/init
+    pack
+}
+
+# pack: makes ./initrd of ./tree anew.
+pack() {
     (cd tree && find . | "$ONGGI_TEST_GUESTS/busybox" cpio -o -H newc 2>/dev/null) >initrd
 }

@@ -107,3 +107,125 @@ test_a_tap_device_with_one_queue_will_do() {
     expect_out_has "queues: rx-0 tx-0"
     expect_out_has "2 packets received"
 }
+
+# uplink: makes a namespace whose only way out is an interface that leads nowhere, for passt to take
+# addresses from: 10.9.0.2/24, by 10.9.0.1.
+uplink() {
+    unshare --net sleep "$TEST_SECONDS" &
+    NETWORK=$!
+    trap 'kill $NETWORK; rm -rf "$T"' EXIT
+    eventually there
+    in_network ip link set lo up
+    in_network ip tuntap add up0 mode tap
+    in_network ip link set up0 up
+    in_network ip address add 10.9.0.2/24 dev up0
+    in_network ip route add default via 10.9.0.1
+}
+
+# files: serves the folder ./www by HTTP on the namespace's loopback interface.
+files() {
+    in_network "$ONGGI_TEST_GUESTS/busybox" httpd -f -p 127.0.0.1:8000 -h www &
+    SERVER=$!
+    trap 'kill $SERVER $NETWORK; rm -rf "$T"' EXIT
+}
+
+boot_in_network() {
+    in_network "$@" boot --kernel "$KERNEL" --initrd initrd --memory 256m \
+        --cmdline 'console=ttyS0 quiet reboot=k panic=-1' --net "$NET"
+}
+
+# process NAME: the number of what runs in the namespace by that name.
+process() { pgrep --ns "$NETWORK" --nslist net -x "$1"; }
+
+test_a_guest_gets_its_address_and_files_by_passt() {
+    uplink
+    mkdir www && head -c 3000000 /dev/urandom >www/file
+    files
+    cat >udhcpc.sh <<'END'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip address add "$ip/24" dev "$interface"
+ip route add default via "$router"
+echo "address: $ip, router: $router"
+END
+    initrd '
+        ip link set eth0 up
+        echo "mtu: $(cat /sys/class/net/eth0/mtu)"
+        udhcpc -i eth0 -n -q -s /udhcpc.sh
+        for n in 1 2; do wget -q -O - http://10.9.0.1:8000/file | sha256sum; done
+        echo waiting
+        nc -l -p 7000 >/from
+        sha256sum </from
+        poweroff -f'
+    chmod +x udhcpc.sh && mv udhcpc.sh tree/ && pack
+    NET=passt,host,publish=127.0.0.1:7001:7000
+    boot_in_network "$ONGGI" >console </dev/null &
+    local vm=$!
+    eventually guest_says waiting
+    in_network "$ONGGI_TEST_GUESTS/busybox" nc 127.0.0.1 7001 <www/file
+    run wait "$vm"
+    expect_status 0
+    out=$(tr -d '\r' <console)
+    expect_out_has "mtu: 65520"
+    expect_out_has "address: 10.9.0.2, router: 10.9.0.1"
+    local sum
+    sum=$(sha256sum <www/file)
+    expect "the file to come three times" test "$(grep -c "$sum" <<<"$out")" = 3
+}
+
+test_a_guest_survives_its_passt_and_a_passt_does_not_survive_its_guest() {
+    uplink
+    initrd '
+        ip link set eth0 up
+        echo "carrier: $(cat /sys/class/net/eth0/carrier)"
+        echo waiting
+        while [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do sleep 0.1; done
+        echo "carrier: lost"
+        sleep 1000'
+    NET=passt
+    export ONGGI_LOG=warn
+    boot_in_network "$ONGGI" >console 2>log </dev/null &
+    local vm=$!
+    eventually guest_says waiting
+    kill -9 "$(process 'passt.*')"
+    eventually guest_says "carrier: lost"
+    kill -9 "$(process onggi)"
+    wait "$vm" || true
+    expect "a word of it" grep -q "passt has ended" log
+
+    boot_in_network "$ONGGI" >console 2>log </dev/null &
+    eventually guest_says waiting
+    process 'passt.*' >passt
+    kill -9 "$(process onggi)"
+    gone() { ! process 'passt.*' >/dev/null; }
+    eventually gone
+}
+
+test_any_user_has_passt() {
+    uplink
+    mkdir www && echo hello from the host >www/file
+    files
+    initrd '
+        ip link set eth0 up; ip address add 10.9.0.2/24 dev eth0
+        wget -q -O - http://10.9.0.1:8000/file
+        poweroff -f'
+    NET=passt,host
+    chmod a+rwx /dev/kvm "$T"
+    run boot_in_network setpriv --reuid 65534 --regid 65534 --clear-groups "$ONGGI"
+    expect_status 0
+    expect_out_has "hello from the host"
+}
+
+test_passt_that_does_not_start_says_why() {
+    uplink
+    initrd 'poweroff -f'
+    NET=passt
+    in_network ip route del default
+    run boot_in_network "$ONGGI"
+    expect_status 125
+    expect_err_has "passt did not start: "
+    expect_err_has "hint: passt needs an interface"
+    run in_network env PATH=/nonexistent "$ONGGI" boot --kernel "$KERNEL" --net passt
+    expect_status 125
+    expect_err_has "needs the program 'passt', which is not installed"
+}

@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use onggi_api::VmConfig;
 use onggi_api::config::CacheType;
+use onggi_api::rate::{RateLimiter, TokenBucket};
+use onggi_network::Process;
 use onggi_storage::{Access, Cache};
+use onggi_virtio::rate::{Bucket, Rate};
 use onggi_vmm::{Config, Exit, Handle, Serial, Transport, Vm};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{BootArgs, Console, DiskFormat, DiskSpec, NetSpec, VsockSpec};
-use crate::devices::Drive;
+use crate::cli::{BootArgs, Console, DiskFormat, DiskSpec, LinkSpec, NetSpec, VsockSpec};
+use crate::devices::{Drive, Microvm};
 use crate::error::{Explain, Failure};
 use crate::terminal::{self, Escape, EscapeFilter};
 use crate::{devices, hypervisor, pump};
@@ -134,6 +137,7 @@ impl Plan {
                             CacheType::Unsafe => Cache::Unsafe,
                             CacheType::Writeback => Cache::Writeback,
                         },
+                        rate: rate(&drive.rate_limiter),
                     },
                 })
                 .collect(),
@@ -145,10 +149,14 @@ impl Plan {
                 .network
                 .into_iter()
                 .map(|interface| NetSpec {
-                    tap: interface.host_dev_name,
+                    link: LinkSpec::Tap {
+                        name: interface.host_dev_name,
+                        queues: None,
+                    },
                     mac: interface.guest_mac,
                     mtu: None,
-                    queues: None,
+                    receive: rate(&interface.rx_rate_limiter),
+                    transmit: rate(&interface.tx_rate_limiter),
                 })
                 .collect(),
             entropy: config.entropy,
@@ -185,7 +193,11 @@ pub fn run(mut args: BootArgs) -> Result<u8, Failure> {
 fn boot(plan: Plan) -> Result<u8, Failure> {
     hypervisor::check()?;
     let (serial, keys) = serial(&plan.console)?;
-    let (devices, _socket) = devices::for_microvm(
+    let Microvm {
+        devices,
+        socket: _socket,
+        passts,
+    } = devices::for_microvm(
         &plan.drives,
         plan.vsock.as_ref(),
         &plan.net,
@@ -204,6 +216,9 @@ fn boot(plan: Plan) -> Result<u8, Failure> {
         transport: plan.transport,
     })?;
     let forced = end_by_signal(vm.handle()).map_err(Error::Host)?;
+    for (device, passt) in passts {
+        watch(passt, device, vm.handle()).map_err(Error::Host)?;
+    }
     if let Some(keys) = keys {
         keys.send(vm.handle())?;
     }
@@ -217,6 +232,33 @@ fn boot(plan: Plan) -> Result<u8, Failure> {
         },
         failed => Err(Error::Guest(failed).into()),
     }
+}
+
+fn rate(limiter: &RateLimiter) -> Rate {
+    let bucket = |bucket: TokenBucket| Bucket {
+        size: bucket.size,
+        one_time_burst: bucket.one_time_burst,
+        refill_time: Duration::from_millis(bucket.refill_time),
+    };
+    Rate {
+        bandwidth: limiter.bandwidth.map(bucket),
+        ops: limiter.ops.map(bucket),
+    }
+}
+
+/// Tells the guest when the link of a device goes down, as its passt has ended.
+fn watch(passt: Process, device: usize, vm: Handle) -> io::Result<()> {
+    let work = move || {
+        match passt.wait() {
+            Ok(said) => tracing::warn!("passt has ended, and with it the guest's network: {said}"),
+            Err(error) => tracing::warn!("passt can't be watched: {error}"),
+        }
+        if let Err(error) = vm.refresh_device(device) {
+            tracing::warn!("the guest does not hear of it: {error}");
+        }
+    };
+    let thread = thread::Builder::new().name("passt".to_owned()).spawn(work);
+    thread.map(drop)
 }
 
 /// Connects the console; what is typed is sent once there is a VM.
@@ -346,6 +388,7 @@ mod tests {
                 base: None,
                 access,
                 cache,
+                rate: Rate::default(),
             },
             serial: serial.to_owned(),
         }

@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use onggi_image::DiskImage;
-use onggi_network::{Link, Mac, Queues, Tap, TapError};
+use onggi_network::{Link, Mac, Passt, PasstError, PasstOptions, Process, Queues, Tap, TapError};
 use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
 use onggi_virtio::blk::{Block, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
+use onggi_virtio::rate::{Limiter, Rate};
 use onggi_virtio::rng::Entropy;
 use onggi_virtio::vsock::{Connector, UdsConnector, Vsock, VsockError};
 
-use crate::cli::{DiskFormat, DiskSpec, NetSpec, VsockSpec};
+use crate::cli::{DiskFormat, DiskSpec, LinkSpec, NetSpec, VsockSpec};
 use crate::error::{Explain, io_kind};
 
 /// The CID of every container's guest. It is seen by this process alone, so it needn't be unique.
@@ -45,6 +46,9 @@ pub enum Error {
     /// The tap device of a network device.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The passt of a network device.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     /// The network device.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -74,6 +78,14 @@ impl Explain for Error {
             Error::Tap(TapError::InUse(_)) => {
                 Some("stop what uses it, or give each VM a tap device of its own".to_owned())
             }
+            Error::Passt(PasstError::Missing) => {
+                Some("install it: the package is 'passt' in Debian, Fedora and others".to_owned())
+            }
+            Error::Passt(PasstError::Refused(_)) => Some(
+                "passt needs an interface with an address and a default route, \
+                 and free ports where some are published"
+                    .to_owned(),
+            ),
             Error::Disk(DiskError::OtherBase { .. }) => Some(
                 "an overlay needs its base unchanged, with the time of its last change; \
                  'onggi disk info' tells of an overlay"
@@ -95,6 +107,9 @@ impl Explain for Error {
 
 /// More queues of a device hardly make it faster, and each is a thread.
 const MOST_QUEUES: u16 = 8;
+
+/// As large as passt takes packets: without offloads, that is what makes it fast.
+const PASST_MTU: u16 = 65520;
 
 type Devices = Vec<Box<dyn Device>>;
 
@@ -121,9 +136,9 @@ pub fn for_container(
     // It has no name, and so does not outlive the VM: nothing on it needs to reach the host's disk.
     let scratch = Disk::open_with(scratch, Access::ReadWrite, Cache::Unsafe)?;
     Ok(vec![
-        block(guest, GUEST_DISK, vcpus)?,
-        block(Disk::gpt(&partitions)?, LAYERS_DISK, vcpus)?,
-        block(scratch, SCRATCH_DISK, vcpus)?,
+        block(guest, GUEST_DISK, vcpus, Rate::default())?,
+        block(Disk::gpt(&partitions)?, LAYERS_DISK, vcpus, Rate::default())?,
+        block(scratch, SCRATCH_DISK, vcpus, Rate::default())?,
         Box::new(Vsock::new(GUEST_CID, Box::new(connector), None)?),
         Box::new(Entropy::new().map_err(Error::Entropy)?),
     ])
@@ -138,7 +153,16 @@ pub struct Drive {
     pub serial: String,
 }
 
-/// The devices of a plain microVM, and the file that goes when it ends.
+/// The devices of a plain microVM, and what belongs to them.
+pub struct Microvm {
+    pub devices: Devices,
+    /// The file that goes when the VM ends.
+    pub socket: Option<SocketFile>,
+    /// What runs beside the VM, and by which device.
+    pub passts: Vec<(usize, Process)>,
+}
+
+/// The devices of a plain microVM.
 ///
 /// # Errors
 /// See [`Error`].
@@ -148,7 +172,8 @@ pub fn for_microvm(
     nets: &[NetSpec],
     entropy: bool,
     vcpus: u8,
-) -> Result<(Devices, Option<SocketFile>), Error> {
+) -> Result<Microvm, Error> {
+    let mut passts = Vec::new();
     let mut devices: Devices = Vec::new();
     for drive in drives {
         let DiskSpec {
@@ -157,16 +182,19 @@ pub fn for_microvm(
             base,
             access,
             cache,
+            rate,
         } = &drive.spec;
         let disk = match (format, base) {
             (DiskFormat::Qcow2, base) => Disk::open_qcow2(path, base.as_deref(), *access, *cache)?,
             (DiskFormat::Raw, Some(base)) => Disk::open_overlay(path, base, *access, *cache)?,
             (DiskFormat::Raw, None) => Disk::open_with(path, *access, *cache)?,
         };
-        devices.push(block(disk, &drive.serial, vcpus)?);
+        devices.push(block(disk, &drive.serial, vcpus, *rate)?);
     }
     for spec in nets {
-        devices.push(network(spec, vcpus)?);
+        let (device, passt) = network(spec, vcpus)?;
+        passts.extend(passt.map(|process| (devices.len(), process)));
+        devices.push(device);
     }
     let mut socket = None;
     if let Some(spec) = vsock {
@@ -179,30 +207,55 @@ pub fn for_microvm(
     if entropy {
         devices.push(Box::new(Entropy::new().map_err(Error::Entropy)?));
     }
-    Ok((devices, socket))
+    Ok(Microvm {
+        devices,
+        socket,
+        passts,
+    })
 }
 
 /// A disk with a queue for each vCPU, so that none waits for another.
-fn block(disk: Disk, serial: &str, vcpus: u8) -> Result<Box<dyn Device>, Error> {
+fn block(disk: Disk, serial: &str, vcpus: u8, rate: Rate) -> Result<Box<dyn Device>, Error> {
     let options = BlockOptions {
         serial: serial.chars().take(MAX_SERIAL).collect(),
         queues: u16::from(vcpus).clamp(1, MOST_QUEUES),
         ..BlockOptions::default()
     };
-    Ok(Box::new(Block::new(Arc::new(disk), options)?))
+    let device = Block::new(Arc::new(disk), options)?;
+    Ok(Box::new(device.limited_by(Arc::new(Limiter::new(rate)))))
 }
 
-/// A network device on a tap device, with a pair of queues for each vCPU where the tap device takes
-/// several and nothing else is asked for.
-fn network(spec: &NetSpec, vcpus: u8) -> Result<Box<dyn Device>, Error> {
+/// A network device, and the passt at the other end of its link where that is what it has.
+fn network(spec: &NetSpec, vcpus: u8) -> Result<(Box<dyn Device>, Option<Process>), Error> {
     let mac = spec.mac.map_or_else(Mac::random, Ok).map_err(Error::Mac)?;
-    let queues = match spec.queues {
+    let (net, passt) = match &spec.link {
+        LinkSpec::Tap { name, queues } => {
+            let taps = Tap::open_queues(name, pairs(*queues, vcpus))?;
+            let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
+            (Net::new(links.collect(), mac, spec.mtu)?, None)
+        }
+        LinkSpec::Passt { publish, host } => {
+            let options = PasstOptions {
+                publish: publish.clone(),
+                host: *host,
+                mtu: spec.mtu.unwrap_or(PASST_MTU),
+            };
+            let (link, process) = Passt::start(&options)?;
+            let net = Net::new(vec![Arc::new(link)], mac, Some(options.mtu))?;
+            (net, Some(process))
+        }
+    };
+    let [receive, transmit] =
+        [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
+    Ok((Box::new(net.limited_by(receive, transmit)), passt))
+}
+
+/// A pair of queues for each vCPU where the tap device takes several and nothing else is asked for.
+fn pairs(asked: Option<u16>, vcpus: u8) -> Queues {
+    match asked {
         Some(count) => Queues::Exactly(count),
         None => Queues::UpTo(u16::from(vcpus).min(MOST_QUEUES)),
-    };
-    let taps = Tap::open_queues(&spec.tap, queues)?;
-    let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
-    Ok(Box::new(Net::new(links.collect(), mac, spec.mtu)?))
+    }
 }
 
 /// A Unix socket's name, removed when this is dropped.
@@ -265,6 +318,7 @@ mod tests {
                 base: None,
                 access: Access::ReadOnly,
                 cache: Cache::Writeback,
+                rate: Rate::default(),
             },
             serial: "a".repeat(40),
         };
@@ -279,7 +333,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let drive = drive(&file.path().to_string_lossy());
-        let (devices, _) = for_microvm(&[drive], None, &[], false, 0).unwrap();
-        assert_eq!(devices.len(), 1, "a long serial number is no obstacle");
+        let microvm = for_microvm(&[drive], None, &[], false, 0).unwrap();
+        assert_eq!(
+            microvm.devices.len(),
+            1,
+            "a long serial number is no obstacle"
+        );
     }
 }

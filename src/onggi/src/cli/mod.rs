@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 pub use usage::UsageError;
-pub use values::{Console, DiskFormat, DiskSpec, MemorySize, NetSpec, VsockSpec};
+pub use values::{Console, DiskFormat, DiskSpec, LinkSpec, MemorySize, NetSpec, VsockSpec};
 
 /// Runs containers, each in a Linux of its own.
 #[derive(Debug, Parser)]
@@ -218,10 +218,11 @@ pub struct BootArgs {
     /// A vsock device: the guest's CID, and the host's Unix socket as Firecracker names it
     #[arg(long, value_name = "CID,PATH", conflicts_with = "config")]
     pub vsock: Option<VsockSpec>,
-    /// A network device on a tap device of the host; without an address it gets a random one
+    /// A network device, on a tap device of the host or by passt without any privileges; without
+    /// an address it gets a random one
     #[arg(
         long,
-        value_name = "tap=NAME[,mac=MAC][,mtu=N]",
+        value_name = "tap=NAME|passt[,publish=HOST:GUEST][,mac=MAC][,mtu=N]",
         conflicts_with = "config"
     )]
     pub net: Vec<NetSpec>,
@@ -265,6 +266,7 @@ Examples:
   onggi boot --kernel vmlinux --initrd initramfs.cpio
   onggi boot -k bzImage -d root.ext4 -c 'console=ttyS0 root=/dev/vda rw' --cpus 2 -m 1g
   onggi boot -k vmlinux -d root.ext4 --net tap=tap0,mac=02:00:00:00:00:01
+  onggi boot -k vmlinux -d root.ext4 --net passt,publish=8080:80
   onggi boot --config vm.json --console /tmp/console
 
 On a terminal, Ctrl-A x ends the VM and Ctrl-A a sends a Ctrl-A. SIGTERM presses

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use onggi_network::{Mac, MacError, TapName, TapNameError};
+use onggi_network::{Mac, MacError, Publish, PublishError, TapName, TapNameError};
 use onggi_storage::{Access, Cache};
 use onggi_virtio::net::{MAX_PAIRS, MIN_MTU};
+use onggi_virtio::rate::{Bucket, Rate};
 
 /// The largest number of vCPUs.
 const MAX_CPUS: u8 = onggi_api::config::MAX_VCPUS;
@@ -22,7 +23,8 @@ pub enum ValueError {
     #[error("a VM needs at least 1m of memory")]
     TooSmall,
     #[error(
-        "after the file of a disk may follow ',ro', ',rw' and 'format', 'cache' or 'base' with '='"
+        "after the file of a disk may follow ',ro', ',rw' and 'format', 'cache', 'base', 'bps' or \
+         'iops' with '='"
     )]
     DiskOption,
     #[error("a disk's format is raw or qcow2")]
@@ -33,8 +35,16 @@ pub enum ValueError {
     NoFile,
     #[error("a vsock device is CID,PATH, such as 3,/tmp/v.sock")]
     Vsock,
-    #[error("a network device is tap=NAME[,mac=ADDRESS][,mtu=N][,queues=N], such as tap=tap0")]
+    #[error(
+        "a network device is tap=NAME[,queues=N] or passt[,publish=HOST:GUEST][,host], \
+         with [,mac=ADDRESS][,mtu=N] \
+         and limits rx-bps, rx-pps, tx-bps, tx-pps"
+    )]
     Net,
+    #[error("'{0}' goes with {1} only")]
+    OtherNet(&'static str, &'static str),
+    #[error("a limit is a whole number a second, with a suffix k, m or g for powers of 1024")]
+    Limit,
     #[error("'{0}' is given twice")]
     Twice(&'static str),
     #[error("an MTU is from {MIN_MTU} to 65535")]
@@ -45,6 +55,8 @@ pub enum ValueError {
     Mac(#[from] MacError),
     #[error(transparent)]
     Tap(#[from] TapNameError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     #[error("the CID of a guest is from 3 to 4294967294")]
     Cid,
 }
@@ -134,6 +146,8 @@ pub struct DiskSpec {
     pub base: Option<PathBuf>,
     pub access: Access,
     pub cache: Cache,
+    /// What the guest's requests are limited by.
+    pub rate: Rate,
 }
 
 impl FromStr for DiskSpec {
@@ -147,6 +161,7 @@ impl FromStr for DiskSpec {
             return Err(ValueError::NoFile);
         }
         let (mut access, mut cache, mut base, mut format) = (None, None, None, None);
+        let mut rate = Rate::default();
         for word in words {
             let twice = match word.split_once('=') {
                 None if word == "ro" => access.replace(Access::ReadOnly).map(|_| "ro"),
@@ -155,6 +170,8 @@ impl FromStr for DiskSpec {
                 Some(("base", file)) => base.replace(PathBuf::from(file)).map(|_| "base"),
                 Some(("format", name)) => format.replace(disk_format(name)?).map(|_| "format"),
                 Some(("cache", mode)) => cache.replace(cache_mode(mode)?).map(|_| "cache"),
+                Some(("bps", text)) => rate.bandwidth.replace(limit(text)?).map(|_| "bps"),
+                Some(("iops", text)) => rate.ops.replace(limit(text)?).map(|_| "iops"),
                 _ => return Err(ValueError::DiskOption),
             };
             if let Some(key) = twice {
@@ -167,7 +184,25 @@ impl FromStr for DiskSpec {
             base,
             access: access.unwrap_or(Access::ReadWrite),
             cache: cache.unwrap_or_default(),
+            rate,
         })
+    }
+}
+
+/// So much a second.
+fn limit(text: &str) -> Result<Bucket, ValueError> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => return Err(ValueError::Limit),
+    };
+    let number: u64 = digits.parse().map_err(|_| ValueError::Limit)?;
+    match number.checked_mul(1 << shift) {
+        Some(number) if number > 0 => Ok(Bucket::per_second(number)),
+        _ => Err(ValueError::Limit),
     }
 }
 
@@ -214,15 +249,31 @@ impl FromStr for VsockSpec {
     }
 }
 
+/// What a network device is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkSpec {
+    Tap {
+        name: TapName,
+        /// Pairs of queues; as many as suit the VM and the tap device where none is given.
+        queues: Option<u16>,
+    },
+    Passt {
+        publish: Vec<Publish>,
+        /// Whether the guest reaches the host itself.
+        host: bool,
+    },
+}
+
 /// A network device of `onggi boot`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetSpec {
-    pub tap: TapName,
+    pub link: LinkSpec,
     /// Any where none is given.
     pub mac: Option<Mac>,
     pub mtu: Option<u16>,
-    /// Pairs of queues; as many as suit the VM and the tap device where none is given.
-    pub queues: Option<u16>,
+    /// What frames to the guest, and those from it, are limited by.
+    pub receive: Rate,
+    pub transmit: Rate,
 }
 
 impl FromStr for NetSpec {
@@ -230,8 +281,16 @@ impl FromStr for NetSpec {
 
     fn from_str(text: &str) -> Result<NetSpec, ValueError> {
         let (mut tap, mut mac, mut mtu, mut queues) = (None, None, None, None);
+        let (mut passt, mut host, mut publish) = (None, None, Vec::new());
+        let (mut receive, mut transmit) = (Rate::default(), Rate::default());
         for word in text.split(',') {
             let twice = match word.split_once('=') {
+                None if matches!(word, "passt" | "user") => passt.replace(()).map(|()| "passt"),
+                None if word == "host" => host.replace(()).map(|()| "host"),
+                Some(("publish", port)) => {
+                    publish.push(port.parse()?);
+                    None
+                }
                 Some(("tap", name)) => tap.replace(name.parse()?).map(|_| "tap"),
                 Some(("mac", address)) => mac.replace(address.parse()?).map(|_| "mac"),
                 Some(("mtu", number)) => {
@@ -244,18 +303,41 @@ impl FromStr for NetSpec {
                         .replace(number.ok_or(ValueError::Pairs)?)
                         .map(|_| "queues")
                 }
+                Some(("rx-bps", text)) => receive.bandwidth.replace(limit(text)?).map(|_| "rx-bps"),
+                Some(("rx-pps", text)) => receive.ops.replace(limit(text)?).map(|_| "rx-pps"),
+                Some(("tx-bps", text)) => {
+                    transmit.bandwidth.replace(limit(text)?).map(|_| "tx-bps")
+                }
+                Some(("tx-pps", text)) => transmit.ops.replace(limit(text)?).map(|_| "tx-pps"),
                 _ => return Err(ValueError::Net),
             };
             if let Some(key) = twice {
                 return Err(ValueError::Twice(key));
             }
         }
-        let tap = tap.ok_or(ValueError::Net)?;
+        let link = match (tap, passt) {
+            (Some(_), None) if host.is_some() => {
+                return Err(ValueError::OtherNet("host", "passt"));
+            }
+            (Some(_), None) if !publish.is_empty() => {
+                return Err(ValueError::OtherNet("publish", "passt"));
+            }
+            (None, Some(())) if queues.is_some() => {
+                return Err(ValueError::OtherNet("queues", "tap"));
+            }
+            (Some(name), None) => LinkSpec::Tap { name, queues },
+            (None, Some(())) => LinkSpec::Passt {
+                publish,
+                host: host.is_some(),
+            },
+            _ => return Err(ValueError::Net),
+        };
         Ok(NetSpec {
-            tap,
+            link,
             mac,
             mtu,
-            queues,
+            receive,
+            transmit,
         })
     }
 }

@@ -60,6 +60,7 @@ fn disks() {
             base: None,
             access,
             cache,
+            rate: Rate::default(),
         })
     };
     let overlay = "t,cache=direct,base=b".parse::<DiskSpec>().unwrap();
@@ -121,10 +122,14 @@ fn vsocks() {
 fn network_devices() {
     let net = |mac: &str, mtu, queues| {
         Ok(NetSpec {
-            tap: "tap0".parse().unwrap(),
+            link: LinkSpec::Tap {
+                name: "tap0".parse().unwrap(),
+                queues,
+            },
             mac: mac.parse().ok(),
             mtu,
-            queues,
+            receive: Rate::default(),
+            transmit: Rate::default(),
         })
     };
     assert_eq!("tap=tap0".parse(), net("", None, None));
@@ -143,6 +148,71 @@ fn network_devices() {
     assert_eq!(error("tap=t,tap=u"), ValueError::Twice("tap"));
     assert_eq!(error("tap="), ValueError::Tap(TapNameError::Length));
     assert_eq!(error("tap=t,mac=1"), ValueError::Mac(MacError::Form));
+}
+
+#[test]
+fn limits() {
+    let disk: DiskSpec = "d,bps=10m,iops=500".parse().unwrap();
+    let per_second = |number| Some(Bucket::per_second(number));
+    assert_eq!(disk.rate.bandwidth, per_second(10 << 20));
+    assert_eq!(disk.rate.ops, per_second(500));
+    let net: NetSpec = "tap=t,rx-bps=1G,tx-bps=2k,tx-pps=3".parse().unwrap();
+    assert_eq!(net.receive.bandwidth, per_second(1 << 30));
+    assert_eq!(net.receive.ops, None);
+    assert_eq!(net.transmit.bandwidth, per_second(2048));
+    assert_eq!(net.transmit.ops, per_second(3));
+    for wrong in [
+        "",
+        "0",
+        "0k",
+        "k",
+        "-1",
+        "1.5m",
+        "10mb",
+        "99999999999g",
+        "1é",
+    ] {
+        let disk = format!("d,iops={wrong}").parse::<DiskSpec>();
+        assert_eq!(disk, Err(ValueError::Limit), "{wrong}");
+    }
+    assert_eq!(
+        "d,bps=1,bps=1".parse::<DiskSpec>(),
+        Err(ValueError::Twice("bps"))
+    );
+}
+
+#[test]
+fn user_mode_networks() {
+    let link = |text: &str| text.parse::<NetSpec>().map(|spec| spec.link);
+    let passt = |ports: &[&str], host| {
+        Ok(LinkSpec::Passt {
+            publish: ports.iter().map(|port| port.parse().unwrap()).collect(),
+            host,
+        })
+    };
+    assert_eq!(link("passt"), passt(&[], false));
+    assert_eq!(link("user,host,mtu=1500"), passt(&[], true));
+    let several = "publish=8080:80,passt,publish=127.0.0.1:53:53/udp";
+    assert_eq!(
+        link(several),
+        passt(&["8080:80", "127.0.0.1:53:53/udp"], false)
+    );
+    for (text, error) in [
+        ("passt,tap=t", ValueError::Net),
+        ("host", ValueError::Net),
+        ("passt=1", ValueError::Net),
+        ("passt,user", ValueError::Twice("passt")),
+        ("passt,host,host", ValueError::Twice("host")),
+        ("passt,publish=80", ValueError::Publish(PublishError)),
+        ("passt,queues=2", ValueError::OtherNet("queues", "tap")),
+        ("tap=t,host", ValueError::OtherNet("host", "passt")),
+        (
+            "tap=t,publish=1:1",
+            ValueError::OtherNet("publish", "passt"),
+        ),
+    ] {
+        assert_eq!(link(text), Err(error), "{text}");
+    }
 }
 
 #[test]
