@@ -154,16 +154,12 @@ def rows(samples, spread):
     for (case, name), found in sorted(samples.items(), key=lambda item: order.index(item[0][0])):
         ours = statistics.median(sample["rate"] for sample in samples[case, "onggi"])
         rate = [sample["rate"] for sample in found]
-        table.append(
-            {
-                "case": case,
-                "monitor": name,
-                "per_second": spread(rate),
-                "exits": round(statistics.median(sample["exits"] for sample in found), 3),
-                "cpu_us": round(statistics.median(sample["cpu"] for sample in found), 2),
-                "onggi_times": round(ours / statistics.median(rate), 2),
-            }
-        )
+        row = {"case": case, "monitor": name, "per_second": spread(rate)}
+        if all("exits" in sample for sample in found):
+            row["exits"] = round(statistics.median(sample["exits"] for sample in found), 3)
+            row["cpu_us"] = round(statistics.median(sample["cpu"] for sample in found), 2)
+        row["onggi_times"] = round(ours / statistics.median(rate), 2)
+        table.append(row)
     return table
 
 
