@@ -1,9 +1,10 @@
 //! Ranges of guest memory that stay mapped while the kernel reads or writes a frame in them. They
 //! never become a Rust reference: the guest may change them at any time.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
 
 /// The most vectors that one system call takes (`UIO_MAXIOV`), less one for what spills over.
 const MAX_VECTORS: usize = 1023;
@@ -84,18 +85,21 @@ impl Vectors {
         len: usize,
         access: Permissions,
     ) -> Option<()> {
-        for slice in memory.get_slices(addr, len, access).ok()? {
-            let slice = slice.ok()?;
-            if self.vectors().len() == MAX_VECTORS {
-                return None;
+        let mut fits = true;
+        onggi_memory::pieces(memory, addr, len, access, |piece| {
+            fits = self.vectors().len() < MAX_VECTORS;
+            if !fits {
+                return ControlFlow::Break(());
             }
             self.list.push(libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
+                iov_base: piece.ptr_guard_mut().as_ptr().cast(),
+                iov_len: piece.len(),
             });
-            self.len += slice.len();
-        }
-        Some(())
+            self.len += piece.len();
+            ControlFlow::Continue(())
+        })
+        .ok()?;
+        fits.then_some(())
     }
 }
 
