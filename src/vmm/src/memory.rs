@@ -5,7 +5,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -101,15 +101,23 @@ pub fn reserve(
     Ok(Memory::new(memory))
 }
 
+/// A memfd whose size nobody can change: who serves a device from another process has it too, and
+/// could otherwise take pages away under the mapping.
 fn memfd(name: &CStr, bytes: u64) -> io::Result<File> {
     // SAFETY: the name is a valid C string; the result is checked.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    let fd =
+        unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: memfd_create just gave us this descriptor, and nobody else has it.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(bytes)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: the descriptor is the file's own, and no memory is involved.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
     Ok(file)
 }
 
@@ -165,6 +173,15 @@ mod tests {
                 Err(MemoryError::TooLarge { bytes: found, .. }) if found == bytes
             ));
         }
+    }
+
+    #[test]
+    fn nobody_can_take_pages_away() {
+        let memory = reserve(4 << 20, &HOLE, 46).expect("4 MiB");
+        let map = memory.memory();
+        let region = map.iter().next().expect("a region");
+        let file = region.file_offset().expect("a memfd").file();
+        assert!(file.set_len(0).is_err() && file.set_len(8 << 20).is_err());
     }
 
     #[test]

@@ -322,7 +322,7 @@ impl<S: Signals> Control<S> {
             state.doorbells.want(usize::from(index), kick);
             let started = kick
                 .try_clone()
-                .map_err(|error| error.to_string())
+                .map_err(|error| chain(&error))
                 .and_then(|kick| {
                     let start = QueueStart {
                         memory: self.memory.clone(),
@@ -333,7 +333,7 @@ impl<S: Signals> Control<S> {
                         features: state.driver_features,
                     };
                     let started = state.device.start_queue(index, start);
-                    started.map_err(|error| error.to_string())
+                    started.map_err(|error| chain(&error))
                 });
             if let Err(error) = started {
                 tracing::warn!(index, error, "a queue did not start");
@@ -375,6 +375,15 @@ impl Half {
             Half::High => *target & 0xffff_ffff | u64::from(value) << 32,
         };
     }
+}
+
+/// An error with all that caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 /// The low (`select` 0) or high (1) half of a 64-bit value; zero beyond.
