@@ -88,14 +88,11 @@ impl Queue {
     ) -> Result<(Self, EventFd), StartError> {
         let snapshot = start.memory.memory().into_inner();
         let event_idx = start.features & FEATURE_EVENT_IDX != 0;
-        let mut rings = rings(max_size, &start.layout).map_err(|_| StartError::Layout(index))?;
+        let mut rings =
+            rings(max_size, &start.layout, &snapshot).ok_or(StartError::Layout(index))?;
         rings.set_event_idx(event_idx);
         rings.set_next_avail(start.state.next_avail);
         rings.set_next_used(start.state.next_used);
-        rings.set_ready(true);
-        if !rings.is_valid(&*snapshot) {
-            return Err(StartError::Layout(index));
-        }
         let queue = Self {
             index,
             memory: start.memory,
@@ -371,13 +368,39 @@ impl Queue {
 }
 
 /// The rings as a driver laid them out.
-fn rings(max_size: u16, layout: &QueueLayout) -> Result<virtio_queue::Queue, virtio_queue::Error> {
-    let mut rings = virtio_queue::Queue::new(max_size)?;
-    rings.try_set_size(layout.size)?;
-    rings.try_set_desc_table_address(layout.descriptor_table)?;
-    rings.try_set_avail_ring_address(layout.available_ring)?;
-    rings.try_set_used_ring_address(layout.used_ring)?;
-    Ok(rings)
+fn rings(
+    max_size: u16,
+    layout: &QueueLayout,
+    memory: &GuestMemoryMmap,
+) -> Option<virtio_queue::Queue> {
+    let mut rings = virtio_queue::Queue::new(max_size).ok()?;
+    rings.try_set_size(layout.size).ok()?;
+    rings
+        .try_set_desc_table_address(layout.descriptor_table)
+        .ok()?;
+    rings
+        .try_set_avail_ring_address(layout.available_ring)
+        .ok()?;
+    rings.try_set_used_ring_address(layout.used_ring).ok()?;
+    rings.set_ready(true);
+    rings.is_valid(memory).then_some(rings)
+}
+
+/// Checks the layout of queue `index` as [`Queue::new`] does, for devices whose queues somebody else
+/// serves.
+///
+/// # Errors
+/// [`StartError::Layout`].
+pub fn check_layout(
+    index: u16,
+    max_size: u16,
+    layout: &QueueLayout,
+    memory: &GuestMemoryMmap,
+) -> Result<(), StartError> {
+    match rings(max_size, layout, memory) {
+        Some(_) => Ok(()),
+        None => Err(StartError::Layout(index)),
+    }
 }
 
 #[cfg(test)]

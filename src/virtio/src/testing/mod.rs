@@ -5,12 +5,14 @@ pub mod suite;
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::fs::File;
 use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::{Memory, Notifier, QueueLayout, QueueStart, QueueState};
@@ -42,10 +44,14 @@ impl Guest {
     /// Bytes of guest memory.
     pub const SIZE: usize = 32 << 20;
 
-    /// A guest with fresh memory.
+    /// A guest with fresh memory, which can be shared with another process as a real one's.
     pub fn new() -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), Self::SIZE)])
-            .expect("memory for a fake guest");
+        let file = memfd_create(c"fake-guest", MFdFlags::MFD_CLOEXEC).expect("a memfd");
+        let file = File::from(file);
+        file.set_len(Self::SIZE as u64).expect("a memfd");
+        let range = (GuestAddress(0), Self::SIZE, Some(FileOffset::new(file, 0)));
+        let memory =
+            GuestMemoryMmap::from_ranges_with_files([range]).expect("memory for a fake guest");
         Self {
             memory: Memory::new(memory),
             next: Rc::new(Cell::new(0x1000)),
