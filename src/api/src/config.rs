@@ -31,6 +31,9 @@ pub enum Error {
     /// A drive without a file.
     #[error("drive '{0}' has no 'path_on_host'")]
     NoPath(String),
+    /// What somebody else serves is up to him.
+    #[error("drive '{0}' has a 'socket', and can't have '{1}' too")]
+    SocketAnd(String, &'static str),
     /// A name that is empty, too long or has characters other than letters, digits and `_`.
     #[error("'{0}' is no valid 'drive_id': letters, digits and '_' only")]
     DriveId(String),
@@ -98,13 +101,13 @@ pub struct BootSource {
 pub struct Drive {
     /// The drive's name, also the serial number that the guest reads.
     pub drive_id: String,
-    /// A file or block device.
-    pub path_on_host: PathBuf,
+    /// What is behind it.
+    pub backing: Backing,
     /// Whether the guest's root file system is on this drive.
     pub is_root_device: bool,
     /// The partition of the root device that holds the root file system.
     pub partuuid: Option<String>,
-    /// Whether the guest may only read.
+    /// Whether the guest may only read. Who serves a socket decides that himself.
     pub is_read_only: bool,
     /// What the guest's flush requests do.
     pub cache_type: CacheType,
@@ -112,6 +115,15 @@ pub struct Drive {
     pub io_engine: IoEngine,
     /// What the guest's requests are limited by.
     pub rate_limiter: RateLimiter,
+}
+
+/// What is behind a drive.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// `path_on_host`: a file or block device.
+    File(PathBuf),
+    /// `socket`: where another process serves it by vhost-user.
+    Socket(PathBuf),
 }
 
 /// One of `network-interfaces`.
@@ -296,7 +308,7 @@ struct DriveSection {
     cache_type: CacheType,
     io_engine: Option<IoEngine>,
     rate_limiter: Option<RateLimiter>,
-    socket: Option<Value>,
+    socket: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -449,13 +461,22 @@ impl DriveSection {
         if !is_id(&self.drive_id) {
             return Err(Error::DriveId(self.drive_id));
         }
-        refuse("drives.socket", self.socket.as_ref())?;
-        let Some(path_on_host) = self.path_on_host else {
-            return Err(Error::NoPath(self.drive_id));
+        let own = [
+            ("path_on_host", self.path_on_host.is_some()),
+            ("is_read_only", self.is_read_only.is_some()),
+            ("io_engine", self.io_engine.is_some()),
+            ("rate_limiter", self.rate_limiter.is_some()),
+        ];
+        let own = own.iter().find(|(_, given)| *given);
+        let backing = match (self.socket, self.path_on_host, own) {
+            (Some(_), _, Some((field, _))) => return Err(Error::SocketAnd(self.drive_id, field)),
+            (Some(socket), _, None) => Backing::Socket(socket),
+            (None, Some(path), _) => Backing::File(path),
+            (None, None, _) => return Err(Error::NoPath(self.drive_id)),
         };
         Ok(Drive {
             drive_id: self.drive_id,
-            path_on_host,
+            backing,
             is_root_device: self.is_root_device,
             partuuid: self.partuuid,
             is_read_only: self.is_read_only.unwrap_or(false),

@@ -114,10 +114,6 @@ fn parts_that_do_not_exist_are_named() {
         (r#","memory-hotplug":{}"#, "memory-hotplug"),
         (r#","entropy":{"rate_limiter":{}}"#, "entropy.rate_limiter"),
         (
-            r#","drives":[{"drive_id":"a","is_root_device":false,"socket":"s"}]"#,
-            "drives.socket",
-        ),
-        (
             r#","machine-config":{"vcpu_count":2,"mem_size_mib":1,"smt":true}"#,
             "machine-config.smt",
         ),
@@ -252,5 +248,25 @@ fn rate_limiters() {
             r#","network-interfaces":[{{"iface_id":"e","host_dev_name":"t","rx_rate_limiter":{wrong}}}]"#
         );
         refused(&interface);
+    }
+}
+
+#[test]
+fn a_drive_that_another_process_serves() {
+    let drive = |rest: &str| format!(r#","drives":[{{"drive_id":"a","socket":"s"{rest}}}]"#);
+    let config = parse(&drive("")).unwrap();
+    assert_eq!(config.drives[0].backing, Backing::Socket("s".into()));
+    assert_eq!(config.drives[0].cache_type, CacheType::Unsafe);
+    for (field, value) in [
+        ("path_on_host", r#""p""#),
+        ("is_read_only", "false"),
+        ("io_engine", r#""Sync""#),
+        ("rate_limiter", "{}"),
+    ] {
+        let message = refused(&drive(&format!(r#","{field}":{value}"#)));
+        assert!(
+            message.contains(field) && message.contains("socket"),
+            "{message}"
+        );
     }
 }

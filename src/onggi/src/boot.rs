@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use onggi_api::VmConfig;
-use onggi_api::config::CacheType;
+use onggi_api::config::{self, Backing, CacheType};
 use onggi_api::rate::{RateLimiter, TokenBucket};
 use onggi_network::Process;
 use onggi_storage::{Access, Cache};
@@ -19,7 +19,9 @@ use onggi_vmm::{Config, Exit, Handle, Serial, Transport, Vm};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{BootArgs, Console, DiskFormat, DiskSpec, LinkSpec, NetSpec, VsockSpec};
+use crate::cli::{
+    BootArgs, Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, NetSpec, VhostUserDisk, VsockSpec,
+};
 use crate::devices::{Drive, Microvm};
 use crate::error::{Explain, Failure};
 use crate::terminal::{self, Escape, EscapeFilter};
@@ -124,21 +126,8 @@ impl Plan {
                 .drives
                 .into_iter()
                 .map(|drive| Drive {
+                    spec: disk(&drive),
                     serial: drive.drive_id,
-                    spec: DiskSpec {
-                        path: drive.path_on_host,
-                        format: DiskFormat::Raw,
-                        base: None,
-                        access: match drive.is_read_only {
-                            true => Access::ReadOnly,
-                            false => Access::ReadWrite,
-                        },
-                        cache: match drive.cache_type {
-                            CacheType::Unsafe => Cache::Unsafe,
-                            CacheType::Writeback => Cache::Writeback,
-                        },
-                        rate: rate(&drive.rate_limiter),
-                    },
                 })
                 .collect(),
             vsock: config.vsock.map(|vsock| VsockSpec {
@@ -162,6 +151,31 @@ impl Plan {
             entropy: config.entropy,
             transport,
         }
+    }
+}
+
+/// The disk behind one of the configuration's drives.
+fn disk(drive: &config::Drive) -> DiskSpec {
+    match &drive.backing {
+        Backing::File(path) => DiskSpec::File(FileDisk {
+            path: path.clone(),
+            format: DiskFormat::Raw,
+            base: None,
+            access: match drive.is_read_only {
+                true => Access::ReadOnly,
+                false => Access::ReadWrite,
+            },
+            cache: match drive.cache_type {
+                CacheType::Unsafe => Cache::Unsafe,
+                CacheType::Writeback => Cache::Writeback,
+            },
+            rate: rate(&drive.rate_limiter),
+        }),
+        Backing::Socket(path) => DiskSpec::VhostUser(VhostUserDisk {
+            socket: path.clone(),
+            queues: None,
+            flush: drive.cache_type == CacheType::Writeback,
+        }),
     }
 }
 
@@ -382,14 +396,14 @@ mod tests {
 
     fn drive(path: &str, access: Access, cache: Cache, serial: &str) -> Drive {
         Drive {
-            spec: DiskSpec {
+            spec: DiskSpec::File(FileDisk {
                 path: path.into(),
                 format: DiskFormat::Raw,
                 base: None,
                 access,
                 cache,
                 rate: Rate::default(),
-            },
+            }),
             serial: serial.to_owned(),
         }
     }
@@ -448,6 +462,7 @@ mod tests {
             "drives": [
                 {"drive_id": "d", "path_on_host": "b", "is_root_device": false,
                  "cache_type": "Writeback"},
+                {"drive_id": "v", "socket": "s", "is_root_device": false},
                 {"drive_id": "r", "path_on_host": "a", "is_root_device": true, "is_read_only": true}
             ],
             "machine-config": {"vcpu_count": 4, "mem_size_mib": 512},
@@ -461,7 +476,11 @@ mod tests {
             plan.drives,
             [
                 drive("a", Access::ReadOnly, Cache::Unsafe, "r"),
-                drive("b", Access::ReadWrite, Cache::Writeback, "d")
+                drive("b", Access::ReadWrite, Cache::Writeback, "d"),
+                Drive {
+                    spec: "vhost-user=s,cache=unsafe".parse().unwrap(),
+                    serial: "v".to_owned(),
+                },
             ]
         );
         assert_eq!(plan.net, ["tap=t".parse().unwrap()]);

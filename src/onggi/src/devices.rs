@@ -10,6 +10,7 @@ use std::sync::Arc;
 use onggi_image::DiskImage;
 use onggi_network::{Link, Mac, Passt, PasstError, PasstOptions, Process, Queues, Tap, TapError};
 use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
+use onggi_vhost::{self as vhost, VhostUserBlock, VhostUserBlockOptions};
 use onggi_virtio::blk::{Block, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
@@ -17,7 +18,7 @@ use onggi_virtio::rate::{Limiter, Rate};
 use onggi_virtio::rng::Entropy;
 use onggi_virtio::vsock::{Connector, UdsConnector, Vsock, VsockError};
 
-use crate::cli::{DiskFormat, DiskSpec, LinkSpec, NetSpec, VsockSpec};
+use crate::cli::{DiskFormat, DiskSpec, FileDisk, LinkSpec, NetSpec, VhostUserDisk, VsockSpec};
 use crate::error::{Explain, io_kind};
 
 /// The CID of every container's guest. It is seen by this process alone, so it needn't be unique.
@@ -40,6 +41,9 @@ pub enum Error {
     /// The block device.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// A disk that another process serves.
+    #[error("the disk at {} can't be used", .0.display())]
+    VhostUser(PathBuf, #[source] vhost::BackendError),
     /// The entropy device.
     #[error("the entropy device has no source of random bytes")]
     Entropy(#[source] io::Error),
@@ -93,6 +97,12 @@ impl Explain for Error {
             ),
             Error::Disk(DiskError::NoDirect(..)) => {
                 Some("use cache=writeback, or another file system".to_owned())
+            }
+            Error::VhostUser(_, vhost::BackendError::Connect(_)) => {
+                Some("start what serves the disk first".to_owned())
+            }
+            Error::VhostUser(_, vhost::BackendError::Queues { .. }) => {
+                Some("ask for fewer with ',queues=N', or have it serve more".to_owned())
             }
             Error::Disk(_) if io_kind(self) == Some(io::ErrorKind::PermissionDenied) => {
                 Some("a disk that you can't write to needs ',ro'".to_owned())
@@ -176,20 +186,10 @@ pub fn for_microvm(
     let mut passts = Vec::new();
     let mut devices: Devices = Vec::new();
     for drive in drives {
-        let DiskSpec {
-            path,
-            format,
-            base,
-            access,
-            cache,
-            rate,
-        } = &drive.spec;
-        let disk = match (format, base) {
-            (DiskFormat::Qcow2, base) => Disk::open_qcow2(path, base.as_deref(), *access, *cache)?,
-            (DiskFormat::Raw, Some(base)) => Disk::open_overlay(path, base, *access, *cache)?,
-            (DiskFormat::Raw, None) => Disk::open_with(path, *access, *cache)?,
-        };
-        devices.push(block(disk, &drive.serial, vcpus, *rate)?);
+        devices.push(match &drive.spec {
+            DiskSpec::File(spec) => block(open(spec)?, &drive.serial, vcpus, spec.rate)?,
+            DiskSpec::VhostUser(spec) => vhost_user(spec, vcpus)?,
+        });
     }
     for spec in nets {
         let (device, passt) = network(spec, vcpus)?;
@@ -212,6 +212,38 @@ pub fn for_microvm(
         socket,
         passts,
     })
+}
+
+fn open(spec: &FileDisk) -> Result<Disk, DiskError> {
+    let FileDisk {
+        path,
+        format,
+        base,
+        access,
+        cache,
+        ..
+    } = spec;
+    match (format, base) {
+        (DiskFormat::Qcow2, base) => Disk::open_qcow2(path, base.as_deref(), *access, *cache),
+        (DiskFormat::Raw, Some(base)) => Disk::open_overlay(path, base, *access, *cache),
+        (DiskFormat::Raw, None) => Disk::open_with(path, *access, *cache),
+    }
+}
+
+/// A disk that another process serves, with a queue for each vCPU where that process has so many and
+/// nothing else is asked for.
+fn vhost_user(spec: &VhostUserDisk, vcpus: u8) -> Result<Box<dyn Device>, Error> {
+    let options = VhostUserBlockOptions {
+        queues: match spec.queues {
+            Some(count) => vhost::Queues::Exactly(count),
+            None => vhost::Queues::UpTo(u16::from(vcpus).clamp(1, MOST_QUEUES)),
+        },
+        flush: spec.flush,
+        ..Default::default()
+    };
+    let device = VhostUserBlock::connect(&spec.socket, &options);
+    let device = device.map_err(|error| Error::VhostUser(spec.socket.clone(), error))?;
+    Ok(Box::new(device))
 }
 
 /// A disk with a queue for each vCPU, so that none waits for another.
@@ -310,16 +342,26 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_nobody_serves() {
+        let drive = Drive {
+            spec: "vhost-user=/nonexistent".parse().unwrap(),
+            serial: "a".to_owned(),
+        };
+        let error = for_microvm(&[drive], None, &[], false, 1).err().unwrap();
+        assert!(matches!(error, Error::VhostUser(..)) && error.hint().is_some());
+    }
+
+    #[test]
     fn a_disk_that_can_not_be() {
         let drive = |path: &str| Drive {
-            spec: DiskSpec {
+            spec: DiskSpec::File(FileDisk {
                 path: path.into(),
                 format: DiskFormat::Raw,
                 base: None,
                 access: Access::ReadOnly,
                 cache: Cache::Writeback,
                 rate: Rate::default(),
-            },
+            }),
             serial: "a".repeat(40),
         };
         let error = for_microvm(&[drive("/nonexistent")], None, &[], false, 1);

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 pub use usage::UsageError;
-pub use values::{Console, DiskFormat, DiskSpec, LinkSpec, MemorySize, NetSpec, VsockSpec};
+pub use values::{
+    Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, VhostUserDisk,
+    VsockSpec,
+};
 
 /// Runs containers, each in a Linux of its own.
 #[derive(Debug, Parser)]
@@ -190,7 +193,7 @@ pub struct BootArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "config")]
     pub initrd: Option<PathBuf>,
     /// A disk, read-only with ',ro'; the first is /dev/vda. A raw file or block device, a qcow2 image,
-    /// or an overlay of a base
+    /// an overlay of a base, or with 'vhost-user=SOCKET[,queues=N]' what another process serves
     #[arg(
         short,
         long,

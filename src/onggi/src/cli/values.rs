@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use onggi_network::{Mac, MacError, Publish, PublishError, TapName, TapNameError};
 use onggi_storage::{Access, Cache};
+use onggi_virtio::blk::MAX_QUEUES;
 use onggi_virtio::net::{MAX_PAIRS, MIN_MTU};
 use onggi_virtio::rate::{Bucket, Rate};
 
@@ -31,6 +32,10 @@ pub enum ValueError {
     Format,
     #[error("a disk's cache is writeback, direct or unsafe")]
     Cache,
+    #[error("after the socket of a disk may follow ',queues=N' and ',cache=writeback' or 'unsafe'")]
+    SocketOption,
+    #[error("a disk has from 1 to {MAX_QUEUES} queues")]
+    DiskQueues,
     #[error("the name of the file is missing")]
     NoFile,
     #[error("a vsock device is CID,PATH, such as 3,/tmp/v.sock")]
@@ -139,7 +144,24 @@ pub enum DiskFormat {
 
 /// A disk of `onggi boot`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskSpec {
+pub enum DiskSpec {
+    File(FileDisk),
+    VhostUser(VhostUserDisk),
+}
+
+/// A disk that another process serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VhostUserDisk {
+    pub socket: PathBuf,
+    /// As many as suit the VM and the other process where none is given.
+    pub queues: Option<u16>,
+    /// Whether the guest may flush.
+    pub flush: bool,
+}
+
+/// A disk that onggi serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileDisk {
     pub path: PathBuf,
     pub format: DiskFormat,
     /// What `path` is an overlay of, or a qcow2 image's backing file.
@@ -154,6 +176,51 @@ impl FromStr for DiskSpec {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<DiskSpec, ValueError> {
+        match text.strip_prefix("vhost-user=") {
+            Some(rest) => rest.parse().map(DiskSpec::VhostUser),
+            None => text.parse().map(DiskSpec::File),
+        }
+    }
+}
+
+impl FromStr for VhostUserDisk {
+    type Err = ValueError;
+
+    /// What follows `vhost-user=`.
+    fn from_str(text: &str) -> Result<VhostUserDisk, ValueError> {
+        let mut words = text.split(',');
+        let socket = words.next().filter(|path| !path.is_empty());
+        let socket = socket.ok_or(ValueError::NoFile)?.into();
+        let (mut queues, mut flush) = (None, None);
+        for word in words {
+            let twice = match word.split_once('=') {
+                Some(("queues", number)) => {
+                    let number = number.parse().ok();
+                    let number = number.filter(|n| (1..=MAX_QUEUES).contains(n));
+                    queues
+                        .replace(number.ok_or(ValueError::DiskQueues)?)
+                        .map(|_| "queues")
+                }
+                Some(("cache", "writeback")) => flush.replace(true).map(|_| "cache"),
+                Some(("cache", "unsafe")) => flush.replace(false).map(|_| "cache"),
+                _ => return Err(ValueError::SocketOption),
+            };
+            if let Some(key) = twice {
+                return Err(ValueError::Twice(key));
+            }
+        }
+        Ok(VhostUserDisk {
+            socket,
+            queues,
+            flush: flush.unwrap_or(true),
+        })
+    }
+}
+
+impl FromStr for FileDisk {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<FileDisk, ValueError> {
         let mut words = text.split(',');
         let first = words.next().unwrap_or_default();
         let path = first.strip_prefix("path=").unwrap_or(first);
@@ -178,7 +245,7 @@ impl FromStr for DiskSpec {
                 return Err(ValueError::Twice(key));
             }
         }
-        Ok(DiskSpec {
+        Ok(FileDisk {
             path: path.into(),
             format: format.unwrap_or_default(),
             base,

@@ -54,7 +54,7 @@ fn numbers_of_cpus() {
 #[test]
 fn disks() {
     let disk = |access, cache| {
-        Ok(DiskSpec {
+        Ok(FileDisk {
             path: "a.img".into(),
             format: DiskFormat::Raw,
             base: None,
@@ -63,12 +63,12 @@ fn disks() {
             rate: Rate::default(),
         })
     };
-    let overlay = "t,cache=direct,base=b".parse::<DiskSpec>().unwrap();
+    let overlay = "t,cache=direct,base=b".parse::<FileDisk>().unwrap();
     assert_eq!((overlay.path, overlay.base), ("t".into(), Some("b".into())));
-    let image = "i,format=qcow2,ro".parse::<DiskSpec>().unwrap();
+    let image = "i,format=qcow2,ro".parse::<FileDisk>().unwrap();
     assert_eq!((image.format, image.base), (DiskFormat::Qcow2, None));
     assert_eq!(
-        "i,format=raw".parse::<DiskSpec>().unwrap().format,
+        "i,format=raw".parse::<FileDisk>().unwrap().format,
         DiskFormat::Raw
     );
     assert_eq!("i,format=qcow".parse::<DiskSpec>(), Err(ValueError::Format));
@@ -82,6 +82,8 @@ fn disks() {
         ("a.img,cache=writeback", rw, Cache::Writeback),
     ] {
         assert_eq!(text.parse(), disk(access, cache), "{text}");
+        let spec = text.parse::<FileDisk>().map(DiskSpec::File);
+        assert_eq!(text.parse(), spec, "{text}");
     }
     let error = |text: &str| text.parse::<DiskSpec>().unwrap_err();
     for text in ["a,rx", "a,b,rw", "a,", "a,ro=1", "a,path=b"] {
@@ -99,6 +101,38 @@ fn disks() {
         error("a,cache=direct,cache=direct"),
         ValueError::Twice("cache")
     );
+}
+
+#[test]
+fn disks_of_other_processes() {
+    let disk = |queues, flush| {
+        Ok(DiskSpec::VhostUser(VhostUserDisk {
+            socket: "/s".into(),
+            queues,
+            flush,
+        }))
+    };
+    for (text, queues, flush) in [
+        ("vhost-user=/s", None, true),
+        ("vhost-user=/s,queues=64", Some(64), true),
+        ("vhost-user=/s,cache=unsafe,queues=1", Some(1), false),
+        ("vhost-user=/s,cache=writeback", None, true),
+    ] {
+        assert_eq!(text.parse(), disk(queues, flush), "{text}");
+    }
+    for (rest, error) in [
+        ("", ValueError::NoFile),
+        (",queues=1", ValueError::NoFile),
+        ("/s,ro", ValueError::SocketOption),
+        ("/s,cache=direct", ValueError::SocketOption),
+        ("/s,format=qcow2", ValueError::SocketOption),
+        ("/s,queues=0", ValueError::DiskQueues),
+        ("/s,queues=65", ValueError::DiskQueues),
+        ("/s,queues=1,queues=1", ValueError::Twice("queues")),
+    ] {
+        let text = format!("vhost-user={rest}");
+        assert_eq!(text.parse::<DiskSpec>(), Err(error), "{text}");
+    }
 }
 
 #[test]
@@ -152,7 +186,7 @@ fn network_devices() {
 
 #[test]
 fn limits() {
-    let disk: DiskSpec = "d,bps=10m,iops=500".parse().unwrap();
+    let disk: FileDisk = "d,bps=10m,iops=500".parse().unwrap();
     let per_second = |number| Some(Bucket::per_second(number));
     assert_eq!(disk.rate.bandwidth, per_second(10 << 20));
     assert_eq!(disk.rate.ops, per_second(500));
