@@ -10,3 +10,4 @@ pub mod pattern;
 pub mod probe;
 pub mod qcow2;
 pub mod soak;
+pub mod storage_daemon;

@@ -32,6 +32,7 @@ pub mod status {
     pub const DRIVER: u32 = 2;
     pub const DRIVER_OK: u32 = 4;
     pub const FEATURES_OK: u32 = 8;
+    pub const NEEDS_RESET: u32 = 64;
 }
 
 /// Feature bits that belong to no device (§6).

@@ -180,9 +180,14 @@ impl Queue {
         }
     }
 
+    /// Whether there is a used chain.
+    pub fn pending(&self) -> bool {
+        phys::read::<u16>(self.used + 2) != self.taken
+    }
+
     /// The next used chain, if there is one.
     pub fn take(&mut self) -> Option<Used> {
-        if phys::read::<u16>(self.used + 2) == self.taken {
+        if !self.pending() {
             return None;
         }
         fence(Ordering::SeqCst);

@@ -20,6 +20,7 @@ mod on_mmio {
     mod malice;
     mod network;
     mod socket;
+    mod vhost_user;
 
     /// A VM that will run these probes.
     fn guest(probes: &str) -> Guest {
@@ -38,6 +39,7 @@ mod on_pci {
     mod malice;
     mod network;
     mod socket;
+    mod vhost_user;
 
     /// A VM that will run these probes.
     fn guest(probes: &str) -> Guest {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod driver;
+mod loss;
 mod probes;
 mod soak;
 

@@ -2,7 +2,7 @@
 //! pattern.
 
 use super::driver::{Blk, DISCARD, FLUSH, READ_ONLY, SLOTS, WRITE_ZEROES, kind, outcome};
-use super::{bench, soak};
+use super::{bench, loss, soak};
 use crate::cpu;
 use crate::device::feature;
 use crate::failure::{Result, ensure, failure};
@@ -70,6 +70,7 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
         "interrupts" => interrupts(machine, &mut blk),
         "error" => io_error(machine, &mut blk),
         "resize" => resize(machine, &mut blk),
+        "loss" => loss::run(machine, blk),
         "soak" => soak::run(machine, &mut blk),
         _ => Err(failure("there is no such probe of block devices", 0, 0)),
     }
