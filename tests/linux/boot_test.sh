@@ -108,6 +108,33 @@ test_disks_are_read_and_written() {
     expect "no byte on the read-only disk" cmp other <(head -c 16M /dev/zero)
 }
 
+test_a_disk_that_another_process_serves_can_be_lost() {
+    truncate -s 16M disk
+    mke2fs -q -t ext4 disk
+    qemu-storage-daemon --blockdev driver=file,node-name=disk,filename=disk \
+        --export type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=2,addr.type=unix,addr.path=socket &
+    local daemon=$!
+    eventually test -S socket
+    initrd '
+        mount /dev/vda /mnt && echo written >/mnt/file && umount /mnt && echo "written"
+        echo "queues: $(ls /sys/block/vda/mq | wc -l)"
+        for _ in 1 2 3 4 5 6 7 8; do
+            sleep 1
+            dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null &
+        done
+        echo "still here"
+        poweroff -nf'
+    { eventually grep -qs queues console && kill -9 "$daemon"; } &
+    ONGGI_LOG=error boot --cpus 2 --disk vhost-user=socket --console console
+    expect_status 0
+    expect_err_has "needs a reset"
+    out=$(tr -d '\r' <console)
+    expect_out_has "written"
+    expect_out_has "queues: 2"
+    expect_out_has "still here"
+    expect "the file on the disk" test "$(debugfs -R 'cat file' disk 2>/dev/null)" = written
+}
+
 test_sigterm_presses_ctrl_alt_del() {
     initrd 'echo ready; sleep 1000'
     # Our own kernel has no keyboard; this one has, and reboots.

@@ -61,7 +61,7 @@ impl State {
             && let Some(line) = self.lines.values().next()
         {
             let name = &self.name;
-            tracing::warn!("the backend at {name} is gone: the device needs a reset");
+            tracing::error!("the backend at {name} is gone: the device needs a reset");
             line.notifier.needs_reset(); // all lines belong to one device
         }
     }
