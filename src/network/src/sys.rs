@@ -27,7 +27,13 @@ pub(crate) fn read(
 pub(crate) fn write(fd: BorrowedFd, from: &Readable) -> io::Result<usize> {
     let list = from.list();
     // SAFETY: `from` keeps the memory that its vectors describe mapped. There are at most UIO_MAXIOV.
-    check(unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) })
+    check(unsafe {
+        match list {
+            // The kernel need not fetch a list.
+            [all] => libc::write(fd.as_raw_fd(), all.iov_base, all.iov_len),
+            _ => libc::writev(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int),
+        }
+    })
 }
 
 /// Writes `prefix` and then a frame from guest memory, without its first `skip` bytes, to a socket.

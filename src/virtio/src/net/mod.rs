@@ -1,8 +1,7 @@
 //! The network device (VIRTIO 1.2 §5.1): an Ethernet card whose cable ends in a link of the host.
 //!
-//! There are pairs of queues, to receive and to send, each pair with an end of the link of its own.
-//! Each queue has a thread of its own: receiving waits for the link, sending for the driver, and
-//! neither is held up by a batch of the other.
+//! There are pairs of queues, to receive and to send, each pair with an end of the link and a thread
+//! of its own.
 //!
 //! With several pairs there is a control queue, by which the driver says how many of them it uses.
 //! A driver is a new one, and uses the first pair only, if its control queue starts from index zero;
@@ -10,6 +9,7 @@
 //! comes from elsewhere, receives by the first pair and sends what any queue has.
 
 mod control;
+mod pair;
 mod port;
 mod receive;
 mod transmit;
@@ -33,8 +33,8 @@ use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, Queue};
 use crate::rate::Limiter;
 use crate::worker::{Kick, Stop, Worker};
+use pair::{Direction, Make, Pair, Side};
 use port::Ports;
-use wait::Wait;
 
 const QUEUE_SIZE: u16 = 256;
 
@@ -90,8 +90,12 @@ pub struct Net {
     ports: Arc<Ports>,
     receive_limiter: Arc<Limiter>,
     transmit_limiter: Arc<Limiter>,
-    /// Of each queue that runs.
-    workers: Vec<Option<Worker>>,
+    /// Which queues run.
+    running: Vec<Option<Role>>,
+    /// The pairs of which a queue runs.
+    pairs: Vec<Option<Pair>>,
+    /// Serves the control queue while that runs.
+    controller: Option<Worker>,
 }
 
 impl Net {
@@ -135,10 +139,12 @@ impl Net {
                 queue_sizes: vec![QUEUE_SIZE; queues],
                 config,
             },
+            pairs: (0..ports.count()).map(|_| None).collect(),
             ports: Arc::new(ports),
             receive_limiter: Arc::default(),
             transmit_limiter: Arc::default(),
-            workers: (0..queues).map(|_| None).collect(),
+            running: vec![None; queues],
+            controller: None,
         })
     }
 
@@ -164,29 +170,29 @@ impl Net {
         }
     }
 
-    fn spawn(&self, role: Role, queue: Queue, kick: &EventFd, features: u64) -> io::Result<Worker> {
+    fn serve(&mut self, role: Role, queue: Queue, kick: EventFd, features: u64) -> io::Result<()> {
         let ports = self.ports.clone();
-        let own_kick = kick.try_clone()?;
         match role {
             Role::Control => {
                 if queue.state() == QueueState::default() {
                     ports.set_used(1)?;
                 }
+                let own_kick = kick.try_clone()?;
                 let make = move || {
                     let kick = Kick::new(own_kick)?;
                     let controller = control::Controller::new(queue, ports);
                     Ok(move |stop: &Stop| controller.serve(&kick, stop))
                 };
-                Worker::spawn("virtio-net-ctl".into(), kick, make)
+                self.controller = Some(Worker::spawn("virtio-net-ctl".into(), &kick, make)?);
+                Ok(())
             }
             Role::Transmit(pair) => {
-                let wait = Wait::new(own_kick, ports.of_pair(pair).fd())?;
                 let limiter = self.transmit_limiter.clone();
                 let make = move || {
-                    let sender = transmit::Sender::new(queue, ports, pair, wait, limiter);
-                    Ok(move |stop: &Stop| sender.serve(stop))
+                    let sender = transmit::Sender::new(queue, ports, pair, limiter);
+                    Side::Transmit(Box::new(sender))
                 };
-                Worker::spawn(format!("virtio-net-tx{pair}"), kick, make)
+                self.serve_side(pair, Box::new(make), kick)
             }
             Role::Receive(pair) => {
                 let port = ports.of_pair(pair);
@@ -199,17 +205,42 @@ impl Net {
                         result => result?,
                     }
                 }
-                let wait = Wait::new(own_kick, port.fd())?;
                 let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
                 let limiter = self.receive_limiter.clone();
                 let make = move || {
-                    let receiver =
-                        receive::Receiver::new(queue, ports, pair, wait, mergeable, limiter);
-                    Ok(move |stop: &Stop| receiver.serve(stop))
+                    let receiver = receive::Receiver::new(queue, ports, pair, mergeable, limiter);
+                    Side::Receive(Box::new(receiver))
                 };
-                Worker::spawn(format!("virtio-net-rx{pair}"), kick, make)
+                self.serve_side(pair, Box::new(make), kick)
             }
         }
+    }
+
+    /// Has a queue served by the thread of its pair, which there is from the first queue on.
+    fn serve_side(&mut self, number: u16, make: Make, kick: EventFd) -> io::Result<()> {
+        let place = &mut self.pairs[usize::from(number)];
+        match place {
+            Some(pair) => pair.start(make, kick),
+            None => {
+                let pair = Pair::spawn(number, self.ports.clone())?;
+                pair.start(make, kick)?;
+                *place = Some(pair);
+                Ok(())
+            }
+        }
+    }
+
+    fn stop_side(&mut self, number: u16, direction: Direction) -> Option<QueueState> {
+        let place = self.pairs.get_mut(usize::from(number))?;
+        let state = place.as_ref()?.stop(direction);
+        let other = match direction {
+            Direction::Receive => Role::Transmit(number),
+            Direction::Transmit => Role::Receive(number),
+        };
+        if !self.running.contains(&Some(other)) {
+            *place = None;
+        }
+        state
     }
 }
 
@@ -236,19 +267,22 @@ impl Device for Net {
         let features = start.features;
         let role = self.role(index, features);
         let role = role.ok_or(StartError::NoSuchQueue(index))?;
-        if self.workers[usize::from(index)].is_some() {
+        if self.running[usize::from(index)].is_some() {
             return Err(StartError::AlreadyRunning(index));
         }
         let (queue, kick) = Queue::new(index, QUEUE_SIZE, start)?;
-        let worker = self
-            .spawn(role, queue, &kick, features)
+        self.serve(role, queue, kick, features)
             .map_err(|error| StartError::Worker(index, error))?;
-        self.workers[usize::from(index)] = Some(worker);
+        self.running[usize::from(index)] = Some(role);
         Ok(())
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
-        let state = self.workers.get_mut(usize::from(index))?.take()?.stop();
+        let state = match self.running.get_mut(usize::from(index))?.take()? {
+            Role::Receive(pair) => self.stop_side(pair, Direction::Receive),
+            Role::Transmit(pair) => self.stop_side(pair, Direction::Transmit),
+            Role::Control => self.controller.take()?.stop(),
+        };
         // What comes in until the next start must suit whichever driver is there then.
         if index == 0
             && let Err(error) = self.ports.first().link().set_offloads(Offloads::default())
@@ -261,8 +295,8 @@ impl Device for Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        for worker in self.workers.iter_mut().filter_map(Option::take) {
-            worker.stop();
+        if let Some(controller) = self.controller.take() {
+            controller.stop();
         }
     }
 }

@@ -239,3 +239,71 @@ fn where_the_control_queue_is_depends_on_the_features() {
         assert!(matches!(start(is_not), Err(StartError::NoSuchQueue(at)) if at == is_not));
     }
 }
+
+#[test]
+fn one_side_of_a_pair_goes_on_while_the_other_stops_and_starts() {
+    let mut pairs = Pairs::new(1);
+    let guest = Guest::new();
+    let (mut rx, mut tx) = (guest.queue(8), guest.queue(8));
+    let data = guest.put(&frame(60));
+    let (device, peer) = (&mut pairs.device, &pairs.peers[0]);
+    device.start_queue(RECEIVE, rx.start(MERGEABLE)).unwrap();
+    let mut state = QueueState::default();
+    for _ in 0..50 {
+        device
+            .start_queue(TRANSMIT, tx.start_from(0, state))
+            .unwrap();
+        let again = device.start_queue(TRANSMIT, tx.start(0));
+        assert!(matches!(again, Err(StartError::AlreadyRunning(TRANSMIT))));
+        tx.add(&[data], &[]);
+        tx.kick();
+        tx.wait_used();
+        assert_eq!(pull(peer), Some(frame(60)));
+        state = device.stop_queue(TRANSMIT).unwrap();
+        assert_eq!(device.stop_queue(TRANSMIT), None);
+        rx.add(&[], &[guest.room(100)]);
+        rx.kick();
+        push(peer, &frame(60));
+        assert_eq!(rx.wait_used().len, 72);
+    }
+}
+
+#[test]
+fn neither_side_of_a_pair_waits_for_the_other() {
+    let (link, peer) = link();
+    let guest = Guest::new();
+    let (mut rx, mut tx) = (guest.queue(8), guest.queue(8));
+    let data = guest.put(&frame(60));
+    let mut device = net(link).limited_by(Arc::default(), hourly());
+    device.start_queue(RECEIVE, rx.start(MERGEABLE)).unwrap();
+    device.start_queue(TRANSMIT, tx.start(0)).unwrap();
+    // The second frame has to wait for its token.
+    for _ in 0..2 {
+        tx.add(&[data], &[]);
+        tx.kick();
+    }
+    tx.wait_used();
+    for _ in 0..3 {
+        rx.add(&[], &[guest.room(100)]);
+        rx.kick();
+        push(&peer, &frame(60));
+        assert_eq!(rx.wait_used().len, 72);
+    }
+    assert_eq!(device.stop_queue(TRANSMIT).unwrap().next_used, 1);
+
+    // And frames that wait for buffers hold up none from the guest.
+    let (link, peer) = self::link();
+    let mut device = net(link);
+    let (mut rx, mut tx) = (guest.queue(8), guest.queue(8));
+    device.start_queue(RECEIVE, rx.start(MERGEABLE)).unwrap();
+    device.start_queue(TRANSMIT, tx.start(0)).unwrap();
+    push(&peer, &frame(60));
+    for _ in 0..3 {
+        tx.add(&[data], &[]);
+        tx.kick();
+        tx.wait_used();
+    }
+    rx.add(&[], &[guest.room(100)]);
+    rx.kick();
+    assert_eq!(rx.wait_used().len, 72);
+}

@@ -15,21 +15,20 @@ use std::time::{Duration, Instant};
 use onggi_network::{HEADER, MAX_FRAME, Writable};
 use vmm_sys_util::epoll::EventSet;
 
+use super::pair::Next;
 use super::port::Ports;
-use super::wait::{Wait, milliseconds};
 use super::{Failures, is_gone};
 use crate::chain::Chain;
 use crate::device::QueueState;
 use crate::queue::Queue;
 use crate::rate::Limiter;
-use crate::worker::Stop;
 
 /// Frames that are taken in before the driver is told.
 const BATCH: usize = 64;
 /// How long a frame waits for buffers before it is dropped.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// How long a link rests that failed in an unknown way, in milliseconds.
-const REST: i32 = 100;
+/// How long a link rests that failed in an unknown way.
+const REST: Duration = Duration::from_millis(100);
 /// Where `num_buffers` lies in the header.
 const NUM_BUFFERS: usize = 10;
 
@@ -76,22 +75,10 @@ struct Frame {
     since: Instant,
 }
 
-/// What the receiver waits for.
-enum Next {
-    Nothing,
-    Frame,
-    Buffers,
-    Driver,
-    Rest,
-    /// So long, for the rate that it is held to.
-    Tokens(Duration),
-}
-
 pub(super) struct Receiver {
     queue: Queue,
     ports: Arc<Ports>,
     pair: u16,
-    wait: Wait,
     mergeable: bool,
     limiter: Arc<Limiter>,
     held: VecDeque<Held>,
@@ -106,6 +93,8 @@ pub(super) struct Receiver {
     full: Vec<(Chain, u32)>,
     spill: Vec<u8>,
     frame: Option<Frame>,
+    /// The link rests until then.
+    resting: Option<Instant>,
     failures: Failures,
     gone: bool,
 }
@@ -115,7 +104,6 @@ impl Receiver {
         queue: Queue,
         ports: Arc<Ports>,
         pair: u16,
-        wait: Wait,
         mergeable: bool,
         limiter: Arc<Limiter>,
     ) -> Self {
@@ -123,7 +111,6 @@ impl Receiver {
             queue,
             ports,
             pair,
-            wait,
             mergeable,
             limiter,
             held: VecDeque::new(),
@@ -138,16 +125,14 @@ impl Receiver {
             full: Vec::new(),
             spill: vec![0; MAX_FRAME],
             frame: None,
+            resting: None,
             failures: Failures::default(),
             gone: false,
         }
     }
 
-    pub(super) fn serve(mut self, stop: &Stop) -> QueueState {
-        if let Err(error) = self.run(stop) {
-            tracing::error!("a network device can't receive any more: {error}");
-            self.queue.needs_reset();
-        }
+    /// Gives back what it holds, and ends.
+    pub(super) fn finish(mut self: Box<Self>) -> QueueState {
         // The last that was taken goes back first.
         while let Some(held) = self.held.pop_back() {
             if let Err(chain) = self.queue.put_back(held.chain) {
@@ -158,27 +143,27 @@ impl Receiver {
         self.queue.state()
     }
 
-    fn run(&mut self, stop: &Stop) -> io::Result<()> {
-        while !stop.requested() {
-            let next = self.receive_batch();
-            self.queue.notify();
-            match next {
-                Next::Nothing => {}
-                Next::Frame => self.wait.wait(EventSet::IN, -1)?,
-                Next::Driver => self.wait.wait(EventSet::empty(), -1)?,
-                Next::Tokens(pause) => self.wait.wait(EventSet::empty(), milliseconds(pause))?,
-                Next::Rest => self.wait.wait(EventSet::empty(), REST)?,
-                Next::Buffers if self.queue.arm() => {}
-                Next::Buffers => {
-                    let timeout = self
-                        .frame
-                        .as_ref()
-                        .map_or(-1, |_| PATIENCE.as_millis() as i32);
-                    self.wait.wait(EventSet::empty(), timeout)?;
-                }
+    pub(super) fn needs_reset(&mut self) {
+        self.queue.needs_reset();
+    }
+
+    /// Asks the driver for kicks. Returns whether it has given more buffers meanwhile.
+    pub(super) fn arm(&mut self) -> bool {
+        self.queue.arm()
+    }
+
+    /// Delivers a batch of frames, and tells the driver.
+    pub(super) fn turn(&mut self) -> Next {
+        if let Some(until) = self.resting {
+            let left = until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                return Next::Pause(left);
             }
+            self.resting = None;
         }
-        Ok(())
+        let next = self.receive_batch();
+        self.queue.notify();
+        next
     }
 
     fn receive_batch(&mut self) -> Next {
@@ -186,23 +171,25 @@ impl Receiver {
             self.hold_buffers();
             if self.frame.is_some() {
                 if !self.deliver() {
-                    return Next::Buffers;
+                    return Next::Buffers(Some(PATIENCE));
                 }
                 continue;
             }
             if self.held.is_empty() {
-                return Next::Buffers;
+                return Next::Buffers(None);
             }
             if self.gone || !self.ports.of_pair(self.pair).is_on() {
-                return Next::Driver;
+                return Next::News;
             }
             // What is not taken off the link yet is not lost either when the queue stops.
             if let Err(pause) = self.limiter.admit() {
-                return Next::Tokens(pause);
+                return Next::Pause(pause);
             }
             match self.receive() {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Frame,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Next::Link(EventSet::IN);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_gone(&error) => {
                     tracing::warn!("a network device has lost its link: {error}");
@@ -210,11 +197,12 @@ impl Receiver {
                 }
                 Err(error) => {
                     self.failures.report("no frame was received", &error);
-                    return Next::Rest;
+                    self.resting = Some(Instant::now() + REST);
+                    return Next::Pause(REST);
                 }
             }
         }
-        Next::Nothing
+        Next::Turn
     }
 
     /// Takes buffers until there are enough for any frame, or no more.

@@ -2,137 +2,105 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use onggi_network::{HEADER, MAX_FRAME, Readable};
 use vmm_sys_util::epoll::EventSet;
 
+use super::pair::Next;
 use super::port::{Port, Ports};
-use super::wait::{Wait, milliseconds};
 use super::{Failures, is_gone};
 use crate::chain::Chain;
 use crate::device::QueueState;
 use crate::queue::Queue;
 use crate::rate::Limiter;
-use crate::worker::{Polling, Stop};
 
-/// How long a sender waits for room on a link that it can't watch, in milliseconds.
-const REST: i32 = 1;
-
-/// What the sender waits for.
-enum Next {
-    /// More frames.
-    Driver,
-    /// Room on the link.
-    Room,
-    /// So long, for the rate that it is held to.
-    Tokens(Duration),
-}
+/// Frames that are sent before the other queue of the pair has its turn.
+const BATCH: usize = 64;
+/// How long a sender waits for room on a link that it can't watch.
+const REST: Duration = Duration::from_millis(1);
 
 pub(super) struct Sender {
     queue: Queue,
     ports: Arc<Ports>,
     pair: u16,
-    wait: Wait,
     limiter: Arc<Limiter>,
     frame: Readable,
-    polling: Polling,
     failures: Failures,
     /// The link is no more: frames go nowhere, as with a cable that is unplugged.
     gone: bool,
 }
 
 impl Sender {
-    pub(super) fn new(
-        queue: Queue,
-        ports: Arc<Ports>,
-        pair: u16,
-        wait: Wait,
-        limiter: Arc<Limiter>,
-    ) -> Self {
+    pub(super) fn new(queue: Queue, ports: Arc<Ports>, pair: u16, limiter: Arc<Limiter>) -> Self {
         Self {
             queue,
             ports,
             pair,
-            wait,
             limiter,
             frame: Readable::default(),
-            polling: Polling::default(),
             failures: Failures::default(),
             gone: false,
         }
     }
 
-    pub(super) fn serve(mut self, stop: &Stop) -> QueueState {
-        if let Err(error) = self.run(stop) {
-            tracing::error!("a network device can't send any more: {error}");
-            self.queue.needs_reset();
-        }
+    pub(super) fn finish(self: Box<Self>) -> QueueState {
         self.queue.state()
     }
 
-    fn run(&mut self, stop: &Stop) -> io::Result<()> {
-        while !stop.requested() {
-            let next = self.send_batch(stop);
-            self.queue.notify();
-            // News of the driver are of no interest until there is room, and tokens.
-            match next {
-                Next::Driver => {}
-                Next::Room if self.own_port().is_on() => {
-                    self.wait.wait(EventSet::OUT, -1)?;
-                    continue;
-                }
-                Next::Room => {
-                    self.wait.wait(EventSet::empty(), REST)?;
-                    continue;
-                }
-                Next::Tokens(pause) => {
-                    self.wait.wait(EventSet::empty(), milliseconds(pause))?;
-                    continue;
-                }
-            }
-            let more = || Ok::<_, io::Error>(self.queue.has_more() || stop.requested());
-            if self.polling.look(more)? || self.queue.arm() || stop.requested() {
-                continue;
-            }
-            let asleep = Instant::now();
-            self.wait.wait(EventSet::empty(), -1)?;
-            self.polling.woken_after(asleep.elapsed());
-        }
-        Ok(())
+    pub(super) fn needs_reset(&mut self) {
+        self.queue.needs_reset();
     }
 
-    /// Sends what there is, as far as that is possible.
-    fn send_batch(&mut self, stop: &Stop) -> Next {
-        loop {
+    pub(super) fn has_more(&mut self) -> bool {
+        self.queue.has_more()
+    }
+
+    /// Asks the driver for kicks. Returns whether it has given more frames meanwhile.
+    pub(super) fn arm(&mut self) -> bool {
+        self.queue.arm()
+    }
+
+    /// Sends a batch of frames, and tells the driver.
+    pub(super) fn turn(&mut self) -> Next {
+        let next = self.send_batch();
+        self.queue.notify();
+        // A frame that the link has taken in part comes before anything else.
+        match self.own_port().is_blocked() {
+            true => self.when_there_is_room(),
+            false => next,
+        }
+    }
+
+    fn send_batch(&mut self) -> Next {
+        for _ in 0..BATCH {
             if let Err(pause) = self.limiter.admit() {
-                return self.unless_blocked(Next::Tokens(pause));
+                return Next::Pause(pause);
             }
-            let Some(chain) = self.queue.pop() else { break };
+            let Some(chain) = self.queue.pop() else {
+                return Next::Buffers(None);
+            };
             match self.send(&chain) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(chain) = self.queue.put_back(chain) {
                         self.queue.complete(chain, 0);
                     }
-                    return Next::Room;
+                    return self.when_there_is_room();
                 }
                 Err(error) => self.report(&error),
                 Ok(()) => {}
             }
             self.limiter.charge(chain.reader().remaining() as u64);
             self.queue.complete(chain, 0);
-            if stop.requested() {
-                break;
-            }
         }
-        self.unless_blocked(Next::Driver)
+        Next::Turn
     }
 
-    /// A frame that the link has taken in part comes before anything else.
-    fn unless_blocked(&self, next: Next) -> Next {
-        match self.own_port().is_blocked() {
-            true => Next::Room,
-            false => next,
+    /// News of the driver are of no interest until there is room.
+    fn when_there_is_room(&self) -> Next {
+        match self.own_port().is_on() {
+            true => Next::Link(EventSet::OUT),
+            false => Next::Pause(REST),
         }
     }
 
