@@ -1,5 +1,6 @@
-//! The way back from who serves the queues: a thread that turns its calls into interrupts, and sees
-//! it go away.
+//! The way back from who serves the queues: eventfds that interrupt the guest by themselves where the
+//! transport has such, else a thread that turns calls into interrupts. The thread sees errors, too,
+//! and the other side go away.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,22 +24,29 @@ fn error_token(index: u16) -> u64 {
     call_token(index) | 1
 }
 
-/// What the other side tells of one queue. It signals both, and nobody reads them: the thread waits
-/// for edges, so that a call costs it one system call, and it can't be made to block.
+/// What the other side tells of one queue. Nobody reads what the thread waits for: it waits for
+/// edges, so that a call costs it one system call, and it can't be made to block.
 pub struct Line {
     /// Buffers were used.
     pub call: EventFd,
     /// The queue can't be served any further.
     pub error: EventFd,
+    /// The calls are the thread's to pass on.
+    relayed: bool,
     notifier: Arc<dyn Notifier>,
     broken: bool,
 }
 
 impl Line {
-    /// A line whose calls go to `notifier`.
-    pub fn new(notifier: Arc<dyn Notifier>) -> io::Result<Self> {
+    /// A line whose calls go to `notifier`, as of queue `index`.
+    pub fn new(index: u16, notifier: Arc<dyn Notifier>) -> io::Result<Self> {
+        let direct = notifier.queue_call(index);
         Ok(Self {
-            call: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            relayed: direct.is_none(),
+            call: match direct {
+                Some(call) => call,
+                None => EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            },
             error: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             notifier,
             broken: false,
@@ -182,21 +190,25 @@ impl Calls {
     /// Queue `index` is to run.
     pub fn add(&self, index: u16, line: Line) -> io::Result<()> {
         let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        self.shared.watch(&line.call, edges, call_token(index))?;
+        if line.relayed {
+            self.shared.watch(&line.call, edges, call_token(index))?;
+        }
         self.shared.watch(&line.error, edges, error_token(index))?;
         self.shared.lock().lines.insert(index, line);
         Ok(())
     }
 
     /// Queue `index` has stopped; when this has returned, its notifier is no longer called. Where
-    /// buffers were used, the driver is told once more: a call may have come that the thread has not
-    /// seen.
+    /// buffers were used, the driver is told once more of those that the thread passes on: one may
+    /// have come that it has not seen.
     pub fn remove(&self, index: u16, used: bool) {
         let mut state = self.shared.lock();
         if let Some(line) = state.lines.remove(&index) {
-            self.shared.forget(&line.call);
             self.shared.forget(&line.error);
-            if used {
+            if line.relayed {
+                self.shared.forget(&line.call);
+            }
+            if used && line.relayed {
                 line.notifier.queue_used(index);
             }
         }
@@ -209,5 +221,58 @@ impl Drop for Calls {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use onggi_virtio::testing::{PATIENCE, Recorder};
+    use std::time::Instant;
+
+    /// A transport that takes calls.
+    struct Direct {
+        call: EventFd,
+        rest: Recorder,
+    }
+
+    impl Notifier for Direct {
+        fn queue_used(&self, index: u16) {
+            self.rest.queue_used(index);
+        }
+
+        fn queue_call(&self, _index: u16) -> Option<EventFd> {
+            self.call.try_clone().ok()
+        }
+
+        fn config_changed(&self) {}
+
+        fn needs_reset(&self) {
+            self.rest.needs_reset();
+        }
+    }
+
+    #[test]
+    fn calls_that_a_transport_takes_are_not_passed_on() {
+        let (_other, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        let calls = Calls::start("test".to_owned(), socket.into()).unwrap();
+        let notifier = Arc::new(Direct {
+            call: EventFd::new(EFD_NONBLOCK).unwrap(),
+            rest: Recorder::default(),
+        });
+        let line = Line::new(0, notifier.clone()).unwrap();
+        let handed_out = [&line.call, &line.error].map(|fd| fd.try_clone().unwrap());
+        calls.add(0, line).unwrap();
+        handed_out[0].write(1).unwrap();
+        handed_out[1].write(1).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        assert!(notifier.rest.wait_until(deadline, |told| told.resets > 0));
+        calls.remove(0, true);
+        assert!(
+            notifier
+                .rest
+                .wait_until(deadline, |told| told.interrupts == 0)
+        );
+        assert_eq!(notifier.call.read().ok(), Some(1));
     }
 }

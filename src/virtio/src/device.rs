@@ -54,6 +54,12 @@ pub struct QueueState {
 pub trait Notifier: Send + Sync {
     /// Buffers of queue `index` were used (VIRTIO 1.2 §2.3).
     fn queue_used(&self, index: u16);
+    /// An eventfd each signal of which does what [`Notifier::queue_used`] does, for whoever serves
+    /// queue `index` outside of this process. The next one takes its place, and a reset of the
+    /// device voids it. `None` where somebody has to call.
+    fn queue_call(&self, _index: u16) -> Option<EventFd> {
+        None
+    }
     /// The configuration space changed.
     fn config_changed(&self);
     /// The device met something that it can't recover from: `DEVICE_NEEDS_RESET` (§2.1.2).

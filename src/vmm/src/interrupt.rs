@@ -1,6 +1,9 @@
 //! How a device interrupts the guest.
 
+use std::io;
 use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 /// One interrupt line; raising it makes one edge. Called from any thread.
 pub trait InterruptLine: Send + Sync {
@@ -22,6 +25,15 @@ pub struct Message {
 pub trait MessageLine: Send + Sync {
     /// Sends `message`; it is lost where it is not for a CPU.
     fn send(&self, message: Message);
+    /// Has each signal of `call` send `message`, with nobody in between. A signal that it has had
+    /// already counts. Other calls of the line send the same from now on.
+    ///
+    /// # Errors
+    /// `call` is attached already, the message is not for a CPU, or KVM's; `call` is not attached
+    /// then.
+    fn attach(&self, call: &EventFd, message: Message) -> io::Result<()>;
+    /// Takes back what [`MessageLine::attach`] did: what comes now is kept in `call`.
+    fn detach(&self, call: &EventFd);
 }
 
 /// Counts instead of interrupting.
@@ -44,22 +56,60 @@ impl InterruptLine for Counter {
     }
 }
 
-/// Keeps messages instead of sending them.
+/// Keeps messages instead of sending them, and account of what is attached.
 #[cfg(test)]
 #[derive(Default)]
-pub struct SentMessages(std::sync::Mutex<Vec<Message>>);
+pub struct SentMessages {
+    sent: std::sync::Mutex<Vec<Message>>,
+    attached: std::sync::Mutex<Vec<(std::os::fd::RawFd, Message)>>,
+    refuses: std::sync::atomic::AtomicBool,
+}
 
 #[cfg(test)]
 impl SentMessages {
     /// What was sent since the last call.
     pub fn take(&self) -> Vec<Message> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.sent.lock().unwrap())
+    }
+
+    /// The messages of attached calls.
+    pub fn attached(&self) -> Vec<Message> {
+        let attached = self.attached.lock().unwrap();
+        attached.iter().map(|(_, message)| *message).collect()
+    }
+
+    /// Whether nothing can be attached from now on.
+    pub fn refuse(&self, refuses: bool) {
+        self.refuses
+            .store(refuses, std::sync::atomic::Ordering::SeqCst);
     }
 }
 
 #[cfg(test)]
 impl MessageLine for SentMessages {
     fn send(&self, message: Message) {
-        self.0.lock().unwrap().push(message);
+        self.sent.lock().unwrap().push(message);
+    }
+
+    fn attach(&self, call: &EventFd, message: Message) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        let mut attached = self.attached.lock().unwrap();
+        let known = attached.iter().any(|(fd, _)| *fd == call.as_raw_fd());
+        if known || self.refuses.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        attached.push((call.as_raw_fd(), message));
+        if call.read().is_ok() {
+            self.send(message); // as KVM does with what came before
+        }
+        Ok(())
+    }
+
+    fn detach(&self, call: &EventFd) {
+        use std::os::fd::AsRawFd;
+        let mut attached = self.attached.lock().unwrap();
+        let before = attached.len();
+        attached.retain(|(fd, _)| *fd != call.as_raw_fd());
+        assert_eq!(attached.len() + 1, before, "it was attached");
     }
 }

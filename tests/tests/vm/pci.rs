@@ -1,6 +1,8 @@
 //! The PCI bus itself, and what only its devices have. What devices do is tested in `on_pci`.
 
 use onggi_tests::guest::Guest;
+use onggi_tests::storage_daemon::StorageDaemon;
+use onggi_vhost::VhostUserBlock;
 use onggi_virtio::rng::Entropy;
 use onggi_vmm::{Error, Transport, TransportError};
 use tempfile::NamedTempFile;
@@ -31,6 +33,16 @@ fn a_device_serves_wherever_its_bar_is_put() {
 fn masked_messages_pend_and_come_when_they_are_unmasked() {
     let file = NamedTempFile::new().unwrap();
     machine("pci-masks", &file).run().all_well();
+}
+
+#[test]
+fn messages_of_another_process_heed_masks_too() {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(4 << 20).unwrap();
+    let daemon = StorageDaemon::start(file.path(), 1, "writable=on");
+    let disk = VhostUserBlock::connect(daemon.socket(), &Default::default()).unwrap();
+    let guest = Guest::new("pci-masks").transport(Transport::Pci);
+    guest.device(disk).run().all_well();
 }
 
 #[test]

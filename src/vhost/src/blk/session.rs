@@ -95,7 +95,7 @@ impl Session {
 
     /// Has queue `index` served.
     pub fn start(&mut self, index: u16, start: QueueStart) -> Result<(), BackendError> {
-        let line = Line::new(start.notifier).map_err(BackendError::Host)?;
+        let line = Line::new(index, start.notifier).map_err(BackendError::Host)?;
         let (call, error) = (line.call.as_raw_fd(), line.error.as_raw_fd());
         self.calls.add(index, line).map_err(BackendError::Host)?;
         let kick = start.kick;

@@ -1,8 +1,15 @@
 //! MSI-X: a table of vectors, each with a message, a mask and a pending bit (PCI Local Bus 3.0
 //! §6.8.2).
+//!
+//! A vector sends its message when the function raises it, or when one of its *calls* is signalled:
+//! eventfds in the hands of who serves a queue elsewhere. KVM has them while the vector is open;
+//! otherwise they keep what comes, which is what the pending bit tells.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::{Message, MessageLine};
 
@@ -50,6 +57,32 @@ struct Entry {
     pending: bool,
     /// The function's, for every vector to find under its own lock.
     control: MsiXControl,
+    calls: Vec<Call>,
+    /// It was said that calls can't be attached.
+    warned: bool,
+}
+
+impl Entry {
+    fn is_open(&self) -> bool {
+        self.control == MsiXControl::Open && !self.masked
+    }
+
+    /// Makes pending what has come to calls while the vector is masked.
+    fn collect(&mut self) {
+        if self.control == MsiXControl::Disabled || self.is_open() {
+            return;
+        }
+        for call in &self.calls {
+            self.pending |= call.event.read().is_ok();
+        }
+    }
+}
+
+/// An eventfd whose signals are messages.
+struct Call {
+    event: Arc<EventFd>,
+    /// What KVM sends for it.
+    attached: Option<Message>,
 }
 
 /// A vector. Its lock is held while a message is sent, so that none comes after the guest has masked
@@ -64,12 +97,36 @@ impl Vector {
         self.entry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends what came while the vector was masked, if it is no longer.
-    fn deliver(&self, entry: &mut Entry) {
-        let open = entry.control == MsiXControl::Open && !entry.masked;
+    /// Sends what came while the vector was masked, if it is no longer, and gives its calls to KVM
+    /// or takes them back.
+    fn settle(&self, entry: &mut Entry) {
+        let open = entry.is_open();
         if open && std::mem::take(&mut entry.pending) {
             self.line.send(entry.message);
         }
+        let wanted = open.then_some(entry.message);
+        for call in &mut entry.calls {
+            // Said once: a guest can have it as often as it likes.
+            if let Err(error) = self.settle_call(call, wanted)
+                && !std::mem::replace(&mut entry.warned, true)
+            {
+                tracing::warn!("KVM takes no interrupts of a queue: {error}");
+            }
+        }
+    }
+
+    fn settle_call(&self, call: &mut Call, wanted: Option<Message>) -> io::Result<()> {
+        if call.attached == wanted {
+            return Ok(());
+        }
+        if call.attached.take().is_some() {
+            self.line.detach(&call.event);
+        }
+        if let Some(message) = wanted {
+            self.line.attach(&call.event, message)?;
+            call.attached = wanted;
+        }
+        Ok(())
     }
 }
 
@@ -88,6 +145,8 @@ impl MsiX {
                 masked: true,
                 pending: false,
                 control: MsiXControl::Disabled,
+                calls: Vec::new(),
+                warned: false,
             }),
             line,
         };
@@ -115,7 +174,35 @@ impl MsiX {
             let mut entry = vector.lock();
             entry.control = control;
             entry.pending &= enabled;
-            vector.deliver(&mut entry);
+            vector.settle(&mut entry);
+        }
+    }
+
+    /// Has signals of `event` interrupt by `vector`, until they are withdrawn; where there is no
+    /// such vector, they are kept in it.
+    pub fn add_call(&self, vector: u16, event: Arc<EventFd>) {
+        if let Some(vector) = self.vectors.get(usize::from(vector)) {
+            let mut entry = vector.lock();
+            let attached = None;
+            entry.calls.push(Call { event, attached });
+            vector.settle(&mut entry);
+        }
+    }
+
+    /// Takes back what [`MsiX::add_call`] did.
+    pub fn remove_call(&self, vector: u16, event: &Arc<EventFd>) {
+        let Some(vector) = self.vectors.get(usize::from(vector)) else {
+            return;
+        };
+        let mut entry = vector.lock();
+        let at = entry
+            .calls
+            .iter()
+            .position(|call| Arc::ptr_eq(&call.event, event));
+        if let Some(at) = at
+            && entry.calls.swap_remove(at).attached.is_some()
+        {
+            vector.line.detach(event);
         }
     }
 
@@ -124,7 +211,7 @@ impl MsiX {
         if let Some(vector) = self.vectors.get(usize::from(vector)) {
             let mut entry = vector.lock();
             entry.pending = entry.control != MsiXControl::Disabled;
-            vector.deliver(&mut entry);
+            vector.settle(&mut entry);
         }
     }
 
@@ -154,7 +241,9 @@ impl MsiX {
             let first = (at as usize).saturating_mul(8);
             let vectors = self.vectors.iter().skip(first).take(32);
             let bits = vectors.enumerate().fold(0u32, |bits, (bit, vector)| {
-                bits | u32::from(vector.lock().pending) << bit
+                let mut entry = vector.lock();
+                entry.collect();
+                bits | u32::from(entry.pending) << bit
             });
             data[word..word + 4].copy_from_slice(&bits.to_le_bytes());
         }
@@ -188,12 +277,10 @@ impl MsiX {
                 entry.message.address = address & 0xffff_ffff | u64::from(value) << 32;
             }
             DATA => entry.message.data = value,
-            CONTROL => {
-                entry.masked = value & CONTROL_MASKED != 0;
-                vector.deliver(&mut entry);
-            }
+            CONTROL => entry.masked = value & CONTROL_MASKED != 0,
             _ => {}
         }
+        vector.settle(&mut entry);
     }
 }
 

@@ -150,3 +150,80 @@ fn garbage_at_any_offset_and_width_is_harmless() {
     (0..3).for_each(|vector| msix.raise(vector));
     assert!(sent.iter().all(|sent| sent.take().is_empty()), "all masked");
 }
+
+fn call() -> Arc<EventFd> {
+    Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())
+}
+
+#[test]
+fn a_call_is_in_other_hands_while_its_vector_is_open() {
+    let (msix, sent) = msix();
+    let calls = [call(), call()];
+    for call in &calls {
+        msix.add_call(1, call.clone());
+    }
+    program(&msix, 1);
+    assert_eq!(sent[1].attached(), [], "messages are disabled");
+    msix.set_control(MsiXControl::Open);
+    assert_eq!(sent[1].attached(), [MESSAGE; 2]);
+    msix.set_control(MsiXControl::Masked);
+    assert_eq!(sent[1].attached(), []);
+    msix.set_control(MsiXControl::Open);
+    write32(&msix, 16 + 8, 0x55);
+    assert!(
+        sent[1]
+            .attached()
+            .iter()
+            .all(|message| message.data == 0x55)
+    );
+    msix.remove_call(1, &calls[0]);
+    assert_eq!(sent[1].attached().len(), 1);
+    write32(&msix, 16 + 12, 1);
+    msix.remove_call(1, &calls[1]);
+    write32(&msix, 16 + 12, 0);
+    assert_eq!(sent[1].attached(), []);
+    assert_eq!(sent[1].take(), []);
+}
+
+#[test]
+fn a_call_of_a_masked_vector_is_pending_until_it_is_unmasked() {
+    let (msix, sent) = msix();
+    let call = call();
+    msix.add_call(2, call.clone());
+    program(&msix, 2);
+    msix.set_control(MsiXControl::Open);
+    write32(&msix, 2 * 16 + 12, 1);
+    assert_eq!(pending(&msix), 0);
+    call.write(1).unwrap();
+    assert_eq!(pending(&msix), 0b100);
+    write32(&msix, 2 * 16 + 12, 0);
+    assert_eq!((sent[2].take(), pending(&msix)), (vec![MESSAGE], 0));
+    // The same where the guest does not look.
+    write32(&msix, 2 * 16 + 12, 1);
+    call.write(1).unwrap();
+    write32(&msix, 2 * 16 + 12, 0);
+    assert_eq!((sent[2].take(), pending(&msix)), (vec![MESSAGE], 0));
+}
+
+#[test]
+fn a_call_that_is_refused_is_tried_again() {
+    let (msix, sent) = msix();
+    program(&msix, 0);
+    msix.set_control(MsiXControl::Open);
+    sent[0].refuse(true);
+    let call = call();
+    msix.add_call(0, call.clone());
+    call.write(1).unwrap();
+    sent[0].refuse(false);
+    assert_eq!(sent[0].attached(), []);
+    write32(&msix, 12, 0);
+    assert_eq!(
+        (sent[0].attached(), sent[0].take()),
+        (vec![MESSAGE], vec![MESSAGE])
+    );
+    for vector in [3, 0xffff] {
+        msix.add_call(vector, call.clone());
+        msix.remove_call(vector, &call);
+    }
+    assert_eq!(sent[0].attached(), [MESSAGE]);
+}

@@ -57,6 +57,8 @@ pub enum Register {
 pub trait Signals: Send + Sync + 'static {
     /// Buffers of queue `index` were used.
     fn queue_used(&self, index: u16);
+    /// An eventfd that does the same, as [`Notifier::queue_call`] has it.
+    fn queue_call(&self, index: u16) -> Option<EventFd>;
     /// The configuration, or the device status, changed.
     fn config_changed(&self);
     /// The device was reset: what was signalled is void.
@@ -79,6 +81,10 @@ impl<S> Events<S> {
 impl<S: Signals> Notifier for Events<S> {
     fn queue_used(&self, index: u16) {
         self.signals.queue_used(index);
+    }
+
+    fn queue_call(&self, index: u16) -> Option<EventFd> {
+        self.signals.queue_call(index)
     }
 
     fn config_changed(&self) {

@@ -12,6 +12,10 @@ struct Told {
 }
 
 impl Signals for Told {
+    fn queue_call(&self, _: u16) -> Option<EventFd> {
+        None
+    }
+
     fn queue_used(&self, _: u16) {
         self.used.fetch_add(1, Ordering::SeqCst);
     }

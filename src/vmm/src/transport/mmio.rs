@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use onggi_virtio::device::{Device, Memory};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::control::{Control, Half, Register, Signals};
 use super::doorbell::{IoEvents, Place};
@@ -74,6 +75,12 @@ impl Interrupts {
 impl Signals for Interrupts {
     fn queue_used(&self, _index: u16) {
         self.raise(USED_BUFFER);
+    }
+
+    /// The driver reads the interrupt status to find out why it was interrupted, and KVM, which
+    /// would take the eventfd, can't set it.
+    fn queue_call(&self, _index: u16) -> Option<EventFd> {
+        None
     }
 
     fn config_changed(&self) {

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use onggi_virtio::device::{Device, Memory};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::control::{Control, Half, Register, Signals};
 use super::doorbell::{IoEvents, Place};
@@ -43,6 +44,8 @@ struct Interrupts {
     isr: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
+    /// Of queues that are served elsewhere. Its lock is held while the vector of one changes.
+    calls: Mutex<Vec<Option<Arc<EventFd>>>>,
     msix: MsiX,
 }
 
@@ -52,6 +55,7 @@ impl Interrupts {
             isr: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            calls: Mutex::new(vec![None; queues]),
             msix: MsiX::new(lines),
         }
     }
@@ -64,6 +68,57 @@ impl Interrupts {
             false => NO_VECTOR,
         }
     }
+
+    fn lock_calls(&self) -> MutexGuard<'_, Vec<Option<Arc<EventFd>>>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Interrupts for queue `queue` by another vector.
+    fn set_queue_vector(&self, queue: usize, vector: u16) {
+        let calls = self.lock_calls();
+        let Some(place) = self.queue_vectors.get(queue) else {
+            return;
+        };
+        let before = place.swap(vector, Ordering::SeqCst);
+        if let Some(Some(call)) = calls.get(queue) {
+            self.msix.remove_call(before, call);
+            self.msix.add_call(vector, call.clone());
+        }
+    }
+
+    /// Makes the eventfd of a queue, in the place of the one before it.
+    fn new_call(&self, queue: usize) -> io::Result<Option<EventFd>> {
+        let mut calls = self.lock_calls();
+        let (Some(place), Some(vector)) = (calls.get_mut(queue), self.queue_vectors.get(queue))
+        else {
+            return Ok(None);
+        };
+        let vector = vector.load(Ordering::SeqCst);
+        let call = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let handed_out = call.try_clone()?;
+        if let Some(old) = place.take() {
+            self.msix.remove_call(vector, &old);
+            if old.read().is_ok() {
+                call.write(1)?; // what came to it has been told to nobody
+            }
+        }
+        self.msix.add_call(vector, call.clone());
+        *place = Some(call);
+        Ok(Some(handed_out))
+    }
+
+    /// ISR status; reading acknowledges. Without MSI-X nobody else looks at calls.
+    fn take_isr(&self) -> u8 {
+        let mut isr = self.isr.swap(0, Ordering::SeqCst);
+        if !self.msix.is_enabled() {
+            for call in self.lock_calls().iter().flatten() {
+                if call.read().is_ok() {
+                    isr |= ISR_QUEUE;
+                }
+            }
+        }
+        isr
+    }
 }
 
 impl Signals for Interrupts {
@@ -75,6 +130,13 @@ impl Signals for Interrupts {
         }
     }
 
+    fn queue_call(&self, index: u16) -> Option<EventFd> {
+        self.new_call(index.into()).unwrap_or_else(|error| {
+            tracing::warn!(index, "a queue has no interrupts of its own: {error}");
+            None
+        })
+    }
+
     fn config_changed(&self) {
         self.isr.fetch_or(ISR_CONFIG, Ordering::SeqCst);
         self.msix.raise(self.config_vector.load(Ordering::SeqCst));
@@ -83,8 +145,12 @@ impl Signals for Interrupts {
     fn reset(&self) {
         self.isr.store(0, Ordering::SeqCst);
         self.config_vector.store(NO_VECTOR, Ordering::SeqCst);
-        for vector in &self.queue_vectors {
-            vector.store(NO_VECTOR, Ordering::SeqCst);
+        let mut calls = self.lock_calls();
+        for (vector, call) in self.queue_vectors.iter().zip(calls.iter_mut()) {
+            let vector = vector.swap(NO_VECTOR, Ordering::SeqCst);
+            if let Some(call) = call.take() {
+                self.msix.remove_call(vector, &call);
+            }
         }
     }
 }
@@ -212,9 +278,8 @@ impl PciTransport {
                 signals.config_vector.store(vector, Ordering::SeqCst);
             }
             (common::QUEUE_VECTOR, 2) => {
-                if let Some(place) = signals.queue_vectors.get(self.selected_queue()) {
-                    place.store(signals.vector(value as u32), Ordering::SeqCst);
-                }
+                let vector = signals.vector(value as u32);
+                signals.set_queue_vector(self.selected_queue(), vector);
             }
             // A driver stops a queue by a reset; it must not write 0 (§4.1.4.3.2).
             (common::QUEUE_ENABLE, 2) if value != 1 => {}
@@ -246,7 +311,7 @@ impl BusDevice for PciTransport {
             structure::COMMON..structure::ISR => self.read_common(offset, data),
             structure::ISR => {
                 if let Some(byte) = data.first_mut() {
-                    *byte = signals.isr.swap(0, Ordering::SeqCst); // reading acknowledges
+                    *byte = signals.take_isr();
                 }
             }
             structure::CONFIG..structure::TABLE => {

@@ -267,6 +267,55 @@ fn each_queue_interrupts_by_its_vector() {
 }
 
 #[test]
+fn a_queue_that_is_served_elsewhere_interrupts_by_its_vector() {
+    let bench = bench();
+    let attached = |vector: usize| bench.sent[vector].attached().len();
+    bench.enable_messages();
+    bench.bring_up();
+    let signals = bench.pci.control.signals();
+    let first = signals.queue_call(1).unwrap();
+    assert_eq!((attached(1), attached(2)), (0, 1));
+    // One that takes its place, and what had not been told before.
+    bench.set_message_control(0xc000);
+    first.write(1).unwrap();
+    let second = signals.queue_call(1).unwrap();
+    assert_eq!(bench.get(structure::PENDING, 4), 0b100);
+    first.write(1).unwrap();
+    bench.set_message_control(0x8000);
+    assert_eq!((bench.sent(), attached(2)), (vec![2], 1));
+    // Another vector, none, and a reset.
+    bench.put(field::QUEUE_SELECT, 2, 1);
+    bench.put(common::QUEUE_VECTOR, 2, 0);
+    assert_eq!((attached(0), attached(2)), (1, 0));
+    bench.put(common::QUEUE_VECTOR, 2, 0xffff);
+    assert_eq!(attached(0), 0);
+    second.write(1).unwrap();
+    bench.put(common::QUEUE_VECTOR, 2, 1);
+    assert_eq!((bench.sent(), attached(1)), (vec![1], 1));
+    bench.put(field::STATUS, 1, 0);
+    assert_eq!(attached(1), 0);
+    bench.bring_up();
+    assert_eq!(
+        attached(1),
+        0,
+        "who served the queue before the reset has no call"
+    );
+    assert!(signals.queue_call(2).is_none());
+}
+
+#[test]
+fn without_messages_the_isr_tells_of_calls() {
+    let bench = bench();
+    bench.bring_up();
+    let signals = bench.pci.control.signals();
+    let call = signals.queue_call(0).unwrap();
+    assert_eq!(bench.get(structure::ISR, 1), 0);
+    call.write(1).unwrap();
+    assert_eq!(bench.get(structure::ISR, 1), u64::from(ISR_QUEUE));
+    assert_eq!(bench.get(structure::ISR, 1), 0);
+}
+
+#[test]
 fn without_messages_the_isr_tells_once() {
     let bench = bench();
     bench.bring_up();

@@ -68,6 +68,10 @@ fn gsi(index: usize) -> u32 {
     (PINS + index) as u32
 }
 
+fn is_for_a_cpu(message: Message) -> bool {
+    message.address >> 20 == LOCAL_APICS
+}
+
 fn entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
     let msi = kvm_irq_routing_msi {
         address_lo: message.address as u32,
@@ -102,12 +106,21 @@ struct Line {
 }
 
 impl Line {
-    fn prepare(&self, state: &mut State, message: Message) -> std::io::Result<()> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn route(&self, state: &mut State, message: Message) -> std::io::Result<()> {
         if state.routed != Some(message) {
             state.routed = None;
             self.routes.set(self.index, message)?;
             state.routed = Some(message);
         }
+        Ok(())
+    }
+
+    fn prepare(&self, state: &mut State, message: Message) -> std::io::Result<()> {
+        self.route(state, message)?;
         if !state.attached {
             self.routes
                 .vm
@@ -121,11 +134,11 @@ impl Line {
 
 impl MessageLine for Line {
     fn send(&self, message: Message) {
-        if message.address >> 20 != LOCAL_APICS {
+        if !is_for_a_cpu(message) {
             tracing::debug!("an interrupt to no local APIC was lost");
             return;
         }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         if !state.refused
             && let Err(error) = self.prepare(&mut state, message)
         {
@@ -144,6 +157,23 @@ impl MessageLine for Line {
         // Refused where the guest's local APIC is off.
         if let Err(error) = self.routes.vm.signal_msi(message) {
             tracing::debug!(%error, "an interrupt was lost");
+        }
+    }
+
+    fn attach(&self, call: &EventFd, message: Message) -> std::io::Result<()> {
+        if !is_for_a_cpu(message) {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        self.route(&mut self.lock(), message)?;
+        let vm = &self.routes.vm;
+        vm.register_irqfd(call, gsi(self.index))
+            .map_err(std::io::Error::from)
+    }
+
+    fn detach(&self, call: &EventFd) {
+        let vm = &self.routes.vm;
+        if let Err(error) = vm.unregister_irqfd(call, gsi(self.index)) {
+            tracing::debug!("KVM did not forget a call: {error}");
         }
     }
 }
