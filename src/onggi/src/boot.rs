@@ -14,6 +14,7 @@ use onggi_api::config::{self, Backing, CacheType};
 use onggi_api::rate::{RateLimiter, TokenBucket};
 use onggi_network::Process;
 use onggi_storage::{Access, Cache};
+use onggi_virtio::queue::DEFAULT_SIZE;
 use onggi_virtio::rate::{Bucket, Rate};
 use onggi_vmm::{Config, Exit, Handle, Serial, Transport, Vm};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -144,6 +145,7 @@ impl Plan {
                     },
                     mac: interface.guest_mac,
                     mtu: None,
+                    queue_size: DEFAULT_SIZE,
                     receive: rate(&interface.rx_rate_limiter),
                     transmit: rate(&interface.tx_rate_limiter),
                 })
@@ -169,11 +171,13 @@ fn disk(drive: &config::Drive) -> DiskSpec {
                 CacheType::Unsafe => Cache::Unsafe,
                 CacheType::Writeback => Cache::Writeback,
             },
+            queue_size: DEFAULT_SIZE,
             rate: rate(&drive.rate_limiter),
         }),
         Backing::Socket(path) => DiskSpec::VhostUser(VhostUserDisk {
             socket: path.clone(),
             queues: None,
+            queue_size: DEFAULT_SIZE,
             flush: drive.cache_type == CacheType::Writeback,
         }),
     }
@@ -402,6 +406,7 @@ mod tests {
                 base: None,
                 access,
                 cache,
+                queue_size: DEFAULT_SIZE,
                 rate: Rate::default(),
             }),
             serial: serial.to_owned(),

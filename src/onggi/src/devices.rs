@@ -14,6 +14,7 @@ use onggi_vhost::{self as vhost, VhostUserBlock, VhostUserBlockOptions};
 use onggi_virtio::blk::{Block, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
+use onggi_virtio::queue::DEFAULT_SIZE;
 use onggi_virtio::rate::{Limiter, Rate};
 use onggi_virtio::rng::Entropy;
 use onggi_virtio::vsock::{Connector, UdsConnector, Vsock, VsockError};
@@ -145,10 +146,11 @@ pub fn for_container(
     let guest = Disk::open(guest, Access::ReadOnly)?;
     // It has no name, and so does not outlive the VM: nothing on it needs to reach the host's disk.
     let scratch = Disk::open_with(scratch, Access::ReadWrite, Cache::Unsafe)?;
+    let plain = |disk, serial| block(disk, serial, vcpus, DEFAULT_SIZE, Rate::default());
     Ok(vec![
-        block(guest, GUEST_DISK, vcpus, Rate::default())?,
-        block(Disk::gpt(&partitions)?, LAYERS_DISK, vcpus, Rate::default())?,
-        block(scratch, SCRATCH_DISK, vcpus, Rate::default())?,
+        plain(guest, GUEST_DISK)?,
+        plain(Disk::gpt(&partitions)?, LAYERS_DISK)?,
+        plain(scratch, SCRATCH_DISK)?,
         Box::new(Vsock::new(GUEST_CID, Box::new(connector), None)?),
         Box::new(Entropy::new().map_err(Error::Entropy)?),
     ])
@@ -187,7 +189,13 @@ pub fn for_microvm(
     let mut devices: Devices = Vec::new();
     for drive in drives {
         devices.push(match &drive.spec {
-            DiskSpec::File(spec) => block(open(spec)?, &drive.serial, vcpus, spec.rate)?,
+            DiskSpec::File(spec) => block(
+                open(spec)?,
+                &drive.serial,
+                vcpus,
+                spec.queue_size,
+                spec.rate,
+            )?,
             DiskSpec::VhostUser(spec) => vhost_user(spec, vcpus)?,
         });
     }
@@ -238,6 +246,7 @@ fn vhost_user(spec: &VhostUserDisk, vcpus: u8) -> Result<Box<dyn Device>, Error>
             Some(count) => vhost::Queues::Exactly(count),
             None => vhost::Queues::UpTo(u16::from(vcpus).clamp(1, MOST_QUEUES)),
         },
+        queue_size: spec.queue_size,
         flush: spec.flush,
         ..Default::default()
     };
@@ -247,11 +256,17 @@ fn vhost_user(spec: &VhostUserDisk, vcpus: u8) -> Result<Box<dyn Device>, Error>
 }
 
 /// A disk with a queue for each vCPU, so that none waits for another.
-fn block(disk: Disk, serial: &str, vcpus: u8, rate: Rate) -> Result<Box<dyn Device>, Error> {
+fn block(
+    disk: Disk,
+    serial: &str,
+    vcpus: u8,
+    queue_size: u16,
+    rate: Rate,
+) -> Result<Box<dyn Device>, Error> {
     let options = BlockOptions {
         serial: serial.chars().take(MAX_SERIAL).collect(),
         queues: u16::from(vcpus).clamp(1, MOST_QUEUES),
-        ..BlockOptions::default()
+        queue_size,
     };
     let device = Block::new(Arc::new(disk), options)?;
     Ok(Box::new(device.limited_by(Arc::new(Limiter::new(rate)))))
@@ -277,6 +292,7 @@ fn network(spec: &NetSpec, vcpus: u8) -> Result<(Box<dyn Device>, Option<Process
             (net, Some(process))
         }
     };
+    let net = net.with_queue_size(spec.queue_size)?;
     let [receive, transmit] =
         [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
     Ok((Box::new(net.limited_by(receive, transmit)), passt))
@@ -360,6 +376,7 @@ mod tests {
                 base: None,
                 access: Access::ReadOnly,
                 cache: Cache::Writeback,
+                queue_size: DEFAULT_SIZE,
                 rate: Rate::default(),
             }),
             serial: "a".repeat(40),

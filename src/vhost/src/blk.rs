@@ -16,7 +16,7 @@ use onggi_memory::load_u16;
 use onggi_virtio::device::{
     Description, Device, Notifier, QueueLayout, QueueStart, QueueState, StartError,
 };
-use onggi_virtio::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, check_layout};
+use onggi_virtio::queue::{DEFAULT_SIZE, FEATURE_EVENT_IDX, FEATURE_INDIRECT, check_layout};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_GEOMETRY,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
@@ -84,7 +84,7 @@ impl Default for VhostUserBlockOptions {
     fn default() -> Self {
         Self {
             queues: Queues::UpTo(1),
-            queue_size: 256,
+            queue_size: DEFAULT_SIZE,
             flush: true,
             patience: Duration::from_secs(5),
         }

@@ -36,6 +36,9 @@ pub const FEATURE_INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// Notifications by index (§2.7.7.2, §2.7.10), which a [`Queue`] always can serve.
 pub const FEATURE_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
+/// How many descriptors a queue of a device has at most where nothing else is asked for.
+pub const DEFAULT_SIZE: u16 = 256;
+
 /// Why a queue can't be followed any further.
 #[derive(Debug, thiserror::Error)]
 enum Broken {

@@ -1,5 +1,6 @@
 //! Values of flags that are more than a string.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -7,7 +8,12 @@ use onggi_network::{Mac, MacError, Publish, PublishError, TapName, TapNameError}
 use onggi_storage::{Access, Cache};
 use onggi_virtio::blk::MAX_QUEUES;
 use onggi_virtio::net::{MAX_PAIRS, MIN_MTU};
+use onggi_virtio::queue::DEFAULT_SIZE;
 use onggi_virtio::rate::{Bucket, Rate};
+
+/// The sizes of a queue that may be asked for. Linux never sends by one that is much shorter: a frame
+/// may take 19 descriptors.
+const QUEUE_SIZES: RangeInclusive<u16> = 32..=1024;
 
 /// The largest number of vCPUs.
 const MAX_CPUS: u8 = onggi_api::config::MAX_VCPUS;
@@ -24,25 +30,34 @@ pub enum ValueError {
     #[error("a VM needs at least 1m of memory")]
     TooSmall,
     #[error(
-        "after the file of a disk may follow ',ro', ',rw' and 'format', 'cache', 'base', 'bps' or \
-         'iops' with '='"
+        "after the file of a disk may follow ',ro', ',rw' and 'format', 'cache', 'base', 'bps', \
+         'iops' or 'queue-size' with '='"
     )]
     DiskOption,
     #[error("a disk's format is raw or qcow2")]
     Format,
     #[error("a disk's cache is writeback, direct or unsafe")]
     Cache,
-    #[error("after the socket of a disk may follow ',queues=N' and ',cache=writeback' or 'unsafe'")]
+    #[error(
+        "after the socket of a disk may follow ',queues=N', ',queue-size=N' and \
+         ',cache=writeback' or 'unsafe'"
+    )]
     SocketOption,
     #[error("a disk has from 1 to {MAX_QUEUES} queues")]
     DiskQueues,
+    #[error(
+        "a queue's size is a power of two from {} to {}",
+        QUEUE_SIZES.start(),
+        QUEUE_SIZES.end()
+    )]
+    QueueSize,
     #[error("the name of the file is missing")]
     NoFile,
     #[error("a vsock device is CID,PATH, such as 3,/tmp/v.sock")]
     Vsock,
     #[error(
         "a network device is tap=NAME[,queues=N] or passt[,publish=HOST:GUEST][,host], \
-         with [,mac=ADDRESS][,mtu=N] \
+         with [,mac=ADDRESS][,mtu=N][,queue-size=N] \
          and limits rx-bps, rx-pps, tx-bps, tx-pps"
     )]
     Net,
@@ -155,6 +170,8 @@ pub struct VhostUserDisk {
     pub socket: PathBuf,
     /// As many as suit the VM and the other process where none is given.
     pub queues: Option<u16>,
+    /// Descriptors of each queue at most.
+    pub queue_size: u16,
     /// Whether the guest may flush.
     pub flush: bool,
 }
@@ -168,6 +185,8 @@ pub struct FileDisk {
     pub base: Option<PathBuf>,
     pub access: Access,
     pub cache: Cache,
+    /// Descriptors of each queue at most.
+    pub queue_size: u16,
     /// What the guest's requests are limited by.
     pub rate: Rate,
 }
@@ -191,7 +210,7 @@ impl FromStr for VhostUserDisk {
         let mut words = text.split(',');
         let socket = words.next().filter(|path| !path.is_empty());
         let socket = socket.ok_or(ValueError::NoFile)?.into();
-        let (mut queues, mut flush) = (None, None);
+        let (mut queues, mut size, mut flush) = (None, None, None);
         for word in words {
             let twice = match word.split_once('=') {
                 Some(("queues", number)) => {
@@ -201,6 +220,7 @@ impl FromStr for VhostUserDisk {
                         .replace(number.ok_or(ValueError::DiskQueues)?)
                         .map(|_| "queues")
                 }
+                Some(("queue-size", text)) => size.replace(queue_size(text)?).map(|_| "queue-size"),
                 Some(("cache", "writeback")) => flush.replace(true).map(|_| "cache"),
                 Some(("cache", "unsafe")) => flush.replace(false).map(|_| "cache"),
                 _ => return Err(ValueError::SocketOption),
@@ -212,6 +232,7 @@ impl FromStr for VhostUserDisk {
         Ok(VhostUserDisk {
             socket,
             queues,
+            queue_size: size.unwrap_or(DEFAULT_SIZE),
             flush: flush.unwrap_or(true),
         })
     }
@@ -228,7 +249,7 @@ impl FromStr for FileDisk {
             return Err(ValueError::NoFile);
         }
         let (mut access, mut cache, mut base, mut format) = (None, None, None, None);
-        let mut rate = Rate::default();
+        let (mut size, mut rate) = (None, Rate::default());
         for word in words {
             let twice = match word.split_once('=') {
                 None if word == "ro" => access.replace(Access::ReadOnly).map(|_| "ro"),
@@ -237,6 +258,7 @@ impl FromStr for FileDisk {
                 Some(("base", file)) => base.replace(PathBuf::from(file)).map(|_| "base"),
                 Some(("format", name)) => format.replace(disk_format(name)?).map(|_| "format"),
                 Some(("cache", mode)) => cache.replace(cache_mode(mode)?).map(|_| "cache"),
+                Some(("queue-size", text)) => size.replace(queue_size(text)?).map(|_| "queue-size"),
                 Some(("bps", text)) => rate.bandwidth.replace(limit(text)?).map(|_| "bps"),
                 Some(("iops", text)) => rate.ops.replace(limit(text)?).map(|_| "iops"),
                 _ => return Err(ValueError::DiskOption),
@@ -251,9 +273,16 @@ impl FromStr for FileDisk {
             base,
             access: access.unwrap_or(Access::ReadWrite),
             cache: cache.unwrap_or_default(),
+            queue_size: size.unwrap_or(DEFAULT_SIZE),
             rate,
         })
     }
+}
+
+fn queue_size(text: &str) -> Result<u16, ValueError> {
+    let size = text.parse().ok().filter(|size| QUEUE_SIZES.contains(size));
+    size.filter(|size| size.is_power_of_two())
+        .ok_or(ValueError::QueueSize)
 }
 
 /// So much a second.
@@ -338,6 +367,8 @@ pub struct NetSpec {
     /// Any where none is given.
     pub mac: Option<Mac>,
     pub mtu: Option<u16>,
+    /// Descriptors of each queue at most.
+    pub queue_size: u16,
     /// What frames to the guest, and those from it, are limited by.
     pub receive: Rate,
     pub transmit: Rate,
@@ -347,7 +378,7 @@ impl FromStr for NetSpec {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<NetSpec, ValueError> {
-        let (mut tap, mut mac, mut mtu, mut queues) = (None, None, None, None);
+        let (mut tap, mut mac, mut mtu, mut queues, mut size) = (None, None, None, None, None);
         let (mut passt, mut host, mut publish) = (None, None, Vec::new());
         let (mut receive, mut transmit) = (Rate::default(), Rate::default());
         for word in text.split(',') {
@@ -370,6 +401,7 @@ impl FromStr for NetSpec {
                         .replace(number.ok_or(ValueError::Pairs)?)
                         .map(|_| "queues")
                 }
+                Some(("queue-size", text)) => size.replace(queue_size(text)?).map(|_| "queue-size"),
                 Some(("rx-bps", text)) => receive.bandwidth.replace(limit(text)?).map(|_| "rx-bps"),
                 Some(("rx-pps", text)) => receive.ops.replace(limit(text)?).map(|_| "rx-pps"),
                 Some(("tx-bps", text)) => {
@@ -403,6 +435,7 @@ impl FromStr for NetSpec {
             link,
             mac,
             mtu,
+            queue_size: size.unwrap_or(DEFAULT_SIZE),
             receive,
             transmit,
         })

@@ -60,6 +60,7 @@ fn disks() {
             base: None,
             access,
             cache,
+            queue_size: DEFAULT_SIZE,
             rate: Rate::default(),
         })
     };
@@ -109,6 +110,7 @@ fn disks_of_other_processes() {
         Ok(DiskSpec::VhostUser(VhostUserDisk {
             socket: "/s".into(),
             queues,
+            queue_size: DEFAULT_SIZE,
             flush,
         }))
     };
@@ -162,6 +164,7 @@ fn network_devices() {
             },
             mac: mac.parse().ok(),
             mtu,
+            queue_size: DEFAULT_SIZE,
             receive: Rate::default(),
             transmit: Rate::default(),
         })
@@ -182,6 +185,35 @@ fn network_devices() {
     assert_eq!(error("tap=t,tap=u"), ValueError::Twice("tap"));
     assert_eq!(error("tap="), ValueError::Tap(TapNameError::Length));
     assert_eq!(error("tap=t,mac=1"), ValueError::Mac(MacError::Form));
+}
+
+#[test]
+fn queue_sizes() {
+    let of_disk = |text: &str| text.parse::<FileDisk>().map(|spec| spec.queue_size);
+    let of_socket = |text: &str| text.parse::<VhostUserDisk>().map(|spec| spec.queue_size);
+    let of_net = |text: &str| text.parse::<NetSpec>().map(|spec| spec.queue_size);
+    for size in [32, 256, 1024] {
+        assert_eq!(of_disk(&format!("d,queue-size={size},ro")), Ok(size));
+        assert_eq!(of_socket(&format!("/s,queue-size={size}")), Ok(size));
+        assert_eq!(of_net(&format!("queue-size={size},tap=t")), Ok(size));
+        assert_eq!(of_net(&format!("passt,queue-size={size}")), Ok(size));
+    }
+    for wrong in [
+        "", "0", "1", "16", "48", "1023", "2048", "65536", "-32", "1k",
+    ] {
+        let error = Err(ValueError::QueueSize);
+        assert_eq!(of_disk(&format!("d,queue-size={wrong}")), error, "{wrong}");
+        assert_eq!(of_socket(&format!("/s,queue-size={wrong}")), error);
+        assert_eq!(of_net(&format!("tap=t,queue-size={wrong}")), error);
+    }
+    let twice = Err(ValueError::Twice("queue-size"));
+    assert_eq!(of_disk("d,queue-size=32,queue-size=32"), twice);
+    assert_eq!(of_socket("/s,queue-size=32,queue-size=64"), twice);
+    assert_eq!(of_net("tap=t,queue-size=32,queue-size=64"), twice);
+    assert_eq!(
+        ValueError::QueueSize.to_string(),
+        "a queue's size is a power of two from 32 to 1024"
+    );
 }
 
 #[test]

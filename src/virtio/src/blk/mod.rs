@@ -13,7 +13,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::blk::request::Rules;
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
-use crate::queue::Queue;
+use crate::queue::{DEFAULT_SIZE, Queue};
 use crate::rate::Limiter;
 use crate::worker::Worker;
 
@@ -38,7 +38,7 @@ impl Default for BlockOptions {
         Self {
             serial: String::new(),
             queues: 1,
-            queue_size: 256,
+            queue_size: DEFAULT_SIZE,
         }
     }
 }

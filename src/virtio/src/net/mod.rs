@@ -30,13 +30,11 @@ use virtio_bindings::virtio_net::{
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
-use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, Queue};
+use crate::queue::{DEFAULT_SIZE, FEATURE_EVENT_IDX, FEATURE_INDIRECT, Queue};
 use crate::rate::Limiter;
 use crate::worker::{Kick, Stop, Worker};
 use pair::{Direction, Make, Pair, Side};
 use port::Ports;
-
-const QUEUE_SIZE: u16 = 256;
 
 /// The most pairs of queues of a device.
 pub const MAX_PAIRS: u16 = 64;
@@ -68,6 +66,9 @@ pub enum NetError {
     /// There is no link, or it has more ends than a device can have.
     #[error("a network device can't have {0} pairs of queues")]
     Pairs(usize),
+    /// The queues' size is not one that the specification allows.
+    #[error("a network device can't have a queue of {0}")]
+    QueueSize(u16),
     /// The ends of the link can't be taken out.
     #[error("the link can't be used by several queues")]
     Link(#[source] io::Error),
@@ -136,7 +137,7 @@ impl Net {
             description: Description {
                 device_type: VIRTIO_ID_NET,
                 features,
-                queue_sizes: vec![QUEUE_SIZE; queues],
+                queue_sizes: vec![DEFAULT_SIZE; queues],
                 config,
             },
             pairs: (0..ports.count()).map(|_| None).collect(),
@@ -146,6 +147,18 @@ impl Net {
             running: vec![None; queues],
             controller: None,
         })
+    }
+
+    /// Gives each of its queues so many descriptors at most, a power of two up to 32768.
+    ///
+    /// # Errors
+    /// [`NetError::QueueSize`].
+    pub fn with_queue_size(mut self, size: u16) -> Result<Self, NetError> {
+        if !size.is_power_of_two() {
+            return Err(NetError::QueueSize(size));
+        }
+        self.description.queue_sizes.fill(size);
+        Ok(self)
     }
 
     /// Limits the frames to the guest and those from it, of all pairs of queues together. Bytes are
@@ -270,7 +283,8 @@ impl Device for Net {
         if self.running[usize::from(index)].is_some() {
             return Err(StartError::AlreadyRunning(index));
         }
-        let (queue, kick) = Queue::new(index, QUEUE_SIZE, start)?;
+        let max_size = self.description.queue_sizes[usize::from(index)];
+        let (queue, kick) = Queue::new(index, max_size, start)?;
         self.serve(role, queue, kick, features)
             .map_err(|error| StartError::Worker(index, error))?;
         self.running[usize::from(index)] = Some(role);

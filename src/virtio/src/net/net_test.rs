@@ -188,6 +188,19 @@ impl Subject for Receives {
 }
 
 #[test]
+fn queue_sizes_are_checked() {
+    let net = || net(link().0);
+    for size in [1, 1024, 32768] {
+        let net = net().with_queue_size(size).unwrap();
+        assert_eq!(net.description().queue_sizes, [size; 2]);
+    }
+    for size in [0, 48, u16::MAX] {
+        let refused = net().with_queue_size(size);
+        assert!(matches!(refused, Err(NetError::QueueSize(_))), "{size}");
+    }
+}
+
+#[test]
 fn sending_behaves_as_a_device() {
     suite::run(&Sends::default());
 }

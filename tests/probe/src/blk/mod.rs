@@ -1,6 +1,7 @@
 //! A virtio-blk driver (VIRTIO 1.2 §5.2) and the probes that use it.
 
 mod bench;
+mod deep;
 mod driver;
 mod loss;
 mod probes;

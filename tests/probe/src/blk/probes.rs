@@ -2,7 +2,7 @@
 //! pattern.
 
 use super::driver::{Blk, DISCARD, FLUSH, READ_ONLY, SLOTS, WRITE_ZEROES, kind, outcome};
-use super::{bench, loss, soak};
+use super::{bench, deep, loss, soak};
 use crate::cpu;
 use crate::device::feature;
 use crate::failure::{Result, ensure, failure};
@@ -56,6 +56,9 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
         return bench::run(machine);
     }
     machine.free_all();
+    if name == "deep" {
+        return deep::run(machine);
+    }
     let mut blk = Blk::open(machine)?;
     match name {
         "info" => info(machine, &mut blk),

@@ -1,5 +1,5 @@
 //! The probes of network devices. Options: `size=` of the frame to send, `count=` of frames to send
-//! back, `pairs=` of queues.
+//! back or to send at once, `pairs=` of queues.
 
 use super::bench;
 use super::driver::{ETHERNET, HEADER, NETWORK, Net, PAIRS, Pair};
@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
 use crate::phys;
+use crate::queue::readable;
 
 /// The kind of our frames: one for experiments (IEEE 802).
 const KIND: [u8; 2] = [0x88, 0xb5];
@@ -28,6 +29,7 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
             let (net, mut pair) = start(machine, device)?;
             echo(&net, &mut pair, count)
         }
+        "deep" => deep(machine, device, count),
         "pairs" => pairs(machine, device),
         "bench" => bench::run(machine),
         _ => Err(failure("there is no such probe of networks", 0, 0)),
@@ -71,6 +73,31 @@ fn echo(net: &Net, pair: &mut Pair, count: u64) -> Result<()> {
         phys::store(frame, phys::bytes(frame + 6, 6));
         phys::store(frame + 6, &net.mac);
         pair.send(length)?;
+    }
+    Ok(())
+}
+
+/// Sends as many frames as the queue has descriptors, all offered before the device is told of one.
+/// Each carries its number.
+fn deep(machine: &Machine, device: Device, count: u64) -> Result<()> {
+    const LENGTH: u64 = 64;
+    let net = Net::open(device, 0)?;
+    let _receive = net.queue(machine, 0, count as u16)?;
+    let mut transmit = net.queue(machine, 1, count as u16)?;
+    let frames = machine.allocate(count * 2 * LENGTH, 2 * LENGTH)?;
+    net.go()?;
+    for number in 0..count {
+        let frame = frames + number * 2 * LENGTH;
+        phys::fill(frame, HEADER, 0);
+        phys::fill(frame + HEADER, 6, 0xff);
+        phys::store(frame + HEADER + 6, &net.mac);
+        phys::store(frame + HEADER + 12, &KIND);
+        phys::store(frame + HEADER + ETHERNET, &(number as u16).to_le_bytes());
+        transmit.offer(number as u16, &[readable(frame, HEADER + LENGTH)]);
+    }
+    transmit.kick();
+    for _ in 0..count {
+        transmit.wait()?;
     }
     Ok(())
 }

@@ -3,10 +3,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use onggi_storage::{Access, Cache, Disk, create_overlay};
 use onggi_tests::pattern::{self, SECTOR};
 use onggi_tests::qcow2;
+use onggi_virtio::blk::{Block, BlockOptions};
 use tempfile::{TempDir, tempdir};
 
 use super::guest;
@@ -67,6 +69,26 @@ fn requests_may_be_cut_in_any_way() {
 fn many_requests_at_once_are_answered_once_each() {
     let (_folder, path) = disk();
     guest("blk-depth").disk(&path).run().all_well();
+}
+
+#[test]
+fn a_queue_takes_as_many_requests_as_were_asked_for() {
+    let (_folder, path) = disk();
+    for queue_size in [32, 1024] {
+        let options = BlockOptions {
+            queue_size,
+            ..Default::default()
+        };
+        let open = |cache| Arc::new(Disk::open_with(&path, Access::ReadOnly, cache).unwrap());
+        // From the page cache, and with all of them under way at once.
+        for cache in [Cache::Writeback, Cache::Direct] {
+            guest("blk-deep")
+                .with(&format!("depth={queue_size}"))
+                .device(Block::new(open(cache), options.clone()).unwrap())
+                .run()
+                .all_well();
+        }
+    }
 }
 
 #[test]

@@ -55,11 +55,15 @@ impl Host {
 
     /// A guest with so many pairs of queues.
     fn guest_with(&self, probe: &str, pairs: u16) -> Guest {
+        guest(probe).device(self.device(pairs))
+    }
+
+    fn device(&self, pairs: u16) -> Net {
         let taps = Tap::open_queues(&TAP.parse().unwrap(), Queues::Exactly(pairs));
         let taps = taps.unwrap_or_else(|error| panic!("{error}"));
         let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
         let mac = "02:00:00:00:00:07".parse().unwrap();
-        guest(probe).device(Net::new(links.collect(), mac, None).unwrap())
+        Net::new(links.collect(), mac, None).unwrap()
     }
 
     /// Waits until the kernel has seen that the guest's end is there. It drops frames until then,
@@ -118,6 +122,23 @@ fn payload(range: std::ops::Range<usize>) -> Vec<u8> {
 fn frame(len: usize) -> Vec<u8> {
     let sender = [2, 0, 0, 0, 0, 1];
     [&MAC[..], &sender, &KIND, &payload(14..len)].concat()
+}
+
+#[test]
+fn a_queue_takes_as_many_frames_as_were_asked_for() {
+    const FRAMES: u16 = 1024;
+    let host = Host::new(&["vnet_hdr"]);
+    // What was sent is kept until it is looked at.
+    setsockopt(&host.0, sockopt::RcvBufForce, &(16 << 20)).unwrap();
+    let net = host.device(1).with_queue_size(FRAMES).unwrap();
+    guest("net-deep")
+        .with(&format!("count={FRAMES}"))
+        .device(net)
+        .run()
+        .all_well();
+    for number in 0..FRAMES {
+        assert_eq!(host.receive()[14..16], number.to_le_bytes());
+    }
 }
 
 #[test]
