@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError,
     GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, Permissions,
-    VolatileSlice,
+    VolatileMemory, VolatileSlice,
 };
 
 /// The region that holds all of `len` bytes from `addr`, and where in it they begin.
@@ -22,7 +22,12 @@ fn region(
     addr: GuestAddress,
     len: usize,
 ) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
-    let (region, start) = memory.to_region_addr(addr)?;
+    // Most guests have one region only, and few devices use another than the first.
+    let first = memory
+        .iter()
+        .next()
+        .and_then(|first| Some((first, first.to_region_addr(addr)?)));
+    let (region, start) = first.or_else(|| memory.to_region_addr(addr))?;
     let end = start.0.checked_add(len as u64)?;
     (end <= region.len()).then_some((region, start))
 }
@@ -69,8 +74,12 @@ pub fn read<T: ByteValued>(
     memory: &GuestMemoryMmap,
     addr: GuestAddress,
 ) -> Result<T, GuestMemoryError> {
+    if let Some((region, start)) = region(memory, addr, size_of::<T>()) {
+        // At once: a slice of bytes would be copied by a call.
+        return Ok(region.get_slice(start, size_of::<T>())?.get_ref(0)?.load());
+    }
     let mut object = T::zeroed();
-    read_slice(memory, addr, object.as_mut_slice())?;
+    memory.read_slice(object.as_mut_slice(), addr)?;
     Ok(object)
 }
 
@@ -83,7 +92,14 @@ pub fn write<T: ByteValued>(
     addr: GuestAddress,
     object: T,
 ) -> Result<(), GuestMemoryError> {
-    write_slice(memory, addr, object.as_slice())
+    match region(memory, addr, size_of::<T>()) {
+        Some((region, start)) => {
+            let slice = region.get_slice(start, size_of::<T>())?;
+            slice.get_ref(0)?.store(object);
+            Ok(())
+        }
+        None => memory.write_slice(object.as_slice(), addr),
+    }
 }
 
 /// Loads a little-endian word at once, as an atomic does.

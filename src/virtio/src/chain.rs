@@ -300,6 +300,16 @@ impl<'c> Reader<'c> {
     /// # Errors
     /// As [`Self::read_exact`].
     pub fn read_obj<T: ByteValued>(&mut self) -> Result<T, ChainError> {
+        if let Some(front) = self
+            .0
+            .front()
+            .filter(|it| it.len as usize >= size_of::<T>())
+        {
+            let object =
+                onggi_memory::read(self.0.memory, front.addr).map_err(ChainError::Memory)?;
+            self.0.advance(size_of::<T>() as u32);
+            return Ok(object);
+        }
         let mut object = T::zeroed();
         self.read_exact(object.as_mut_slice())?;
         Ok(object)

@@ -66,7 +66,9 @@ pub struct Queue {
     event_idx: bool,
     /// The available index up to which the running batch goes.
     batch: Option<u16>,
-    /// Chains were used since the last [`Self::notify`].
+    /// Chains were used since the last [`Self::show`].
+    unseen: bool,
+    /// Used chains were shown since the last [`Self::notify`].
     used: bool,
     /// The used index when the driver was last asked whether it wants an interrupt.
     announced: u16,
@@ -105,6 +107,7 @@ impl Queue {
             indirect: start.features & FEATURE_INDIRECT != 0,
             event_idx,
             batch: None,
+            unseen: false,
             used: false,
             announced: start.state.next_used,
             broken: false,
@@ -162,24 +165,37 @@ impl Queue {
     /// Gives a chain back to the driver; `written` is the number of bytes that the device wrote
     /// into it. The driver hears of it with the next [`Self::notify`].
     pub fn complete(&mut self, chain: Chain, written: u32) {
-        self.add_used(chain.head(), written);
+        self.complete_unseen(chain, written);
+        self.show();
+    }
+
+    /// The same, but the driver does not see it before the next [`Self::show`]: one that looks all
+    /// the time takes the used index away from this processor each time that it changes.
+    pub fn complete_unseen(&mut self, chain: Chain, written: u32) {
+        self.add_unseen(chain.head(), written);
         self.keep(chain.mark_returned());
+    }
+
+    /// Shows the driver all chains that it was given back.
+    pub fn show(&mut self) {
+        if self.broken || !std::mem::take(&mut self.unseen) {
+            return;
+        }
+        let place = GuestAddress(self.rings.used_ring() + 2);
+        let index = self.rings.next_used();
+        match store_u16(&self.snapshot, place, index, Ordering::Release) {
+            Ok(()) => self.used = true,
+            Err(error) => self.fail(&Broken::Used(error)),
+        }
     }
 
     /// The same for chains that belong together, as the buffers of one frame do (§5.1.6.3.1): a
     /// driver sees all of them or none.
     pub fn complete_together(&mut self, chains: impl IntoIterator<Item = (Chain, u32)>) {
-        let mut last: Option<(Chain, u32)> = None;
         for (chain, written) in chains {
-            if let Some((before, written)) = last.replace((chain, written)) {
-                self.add_unseen(before.head(), written);
-                self.keep(before.mark_returned());
-            }
+            self.complete_unseen(chain, written);
         }
-        // This one moves the used index, past the others too.
-        if let Some((chain, written)) = last {
-            self.complete(chain, written);
-        }
+        self.show();
     }
 
     /// Undoes the last [`Self::pop`]: the chain is popped again next time.
@@ -197,6 +213,7 @@ impl Queue {
 
     /// Interrupts the driver if chains were completed since the last call and it wants to know.
     pub fn notify(&mut self) {
+        self.show();
         if !std::mem::take(&mut self.used) || self.broken {
             return;
         }
@@ -318,21 +335,7 @@ impl Queue {
         Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// Fills the next entry of the used ring and shows it, and those before it, to the driver.
-    fn add_used(&mut self, head: u16, written: u32) {
-        self.add_unseen(head, written);
-        if self.broken {
-            return;
-        }
-        let place = GuestAddress(self.rings.used_ring() + 2);
-        let index = self.rings.next_used();
-        match store_u16(&self.snapshot, place, index, Ordering::Release) {
-            Ok(()) => self.used = true,
-            Err(error) => self.fail(&Broken::Used(error)),
-        }
-    }
-
-    /// Fills the next entry of the used ring, and leaves it to a later one to show it.
+    /// Fills the next entry of the used ring, which the driver does not see yet.
     fn add_unseen(&mut self, head: u16, written: u32) {
         if self.broken {
             return;
@@ -342,7 +345,10 @@ impl Queue {
         let entry = GuestAddress(self.rings.used_ring() + 4 + 8 * slot);
         let element = Le64::from(u64::from(written) << 32 | u64::from(head));
         match onggi_memory::write(&self.snapshot, entry, element) {
-            Ok(()) => self.rings.set_next_used(next.wrapping_add(1)),
+            Ok(()) => {
+                self.rings.set_next_used(next.wrapping_add(1));
+                self.unseen = true;
+            }
             Err(error) => self.fail(&Broken::Used(error)),
         }
     }
@@ -361,7 +367,8 @@ impl Queue {
         if self.bad_chains.is_power_of_two() {
             tracing::warn!(queue = self.index, head, count = self.bad_chains, "{bad}");
         }
-        self.add_used(head, 0);
+        self.add_unseen(head, 0);
+        self.show();
     }
 
     fn fail(&mut self, broken: &Broken) {

@@ -349,3 +349,27 @@ proptest! {
         prop_assert!(driver.notifier.events().resets <= 1);
     }
 }
+
+#[test]
+fn what_is_not_shown_is_seen_with_the_rest() {
+    let mut driver = Guest::new().queue(8);
+    let mut queue = queue(&driver, 0);
+    let heads = [(); 3].map(|()| add(&mut driver));
+    for len in [7, 8] {
+        let chain = queue.pop().unwrap();
+        queue.complete_unseen(chain, len);
+    }
+    assert_eq!(driver.used_index(), 0);
+    queue.show();
+    queue.show();
+    assert_eq!(driver.used_index(), 2);
+    assert_eq!(driver.notifier.events().interrupts, 0);
+    let chain = queue.pop().unwrap();
+    queue.complete_unseen(chain, 9);
+    assert_eq!(driver.used_index(), 2);
+    queue.notify();
+    assert_eq!(driver.notifier.events().interrupts, 1);
+    for (head, len) in heads.into_iter().zip([7, 8, 9]) {
+        assert_eq!(driver.used(), Some(Used { head, len }));
+    }
+}

@@ -53,7 +53,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// Writes the status, and gives the chain back.
+    /// Writes the status, and gives the chain back, which the driver does not see yet.
     pub(crate) fn complete(self, queue: &mut Queue, status: Status) {
         let written = if status == Status::Ok {
             self.written
@@ -68,7 +68,7 @@ impl Pending {
                 0
             }
         };
-        queue.complete(self.chain, len);
+        queue.complete_unseen(self.chain, len);
     }
 }
 

@@ -130,6 +130,7 @@ impl Server {
             };
             context.complete(&mut self.queue, status);
         }
+        self.queue.show();
     }
 
     /// Logs a failure of the host. A guest that goes on trying must not fill the log.
