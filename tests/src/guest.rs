@@ -224,6 +224,11 @@ impl Running {
         }
     }
 
+    /// Whether the guest has said something by now.
+    pub fn has_said(&self, words: &str) -> bool {
+        self.said.text().contains(words)
+    }
+
     /// Waits for the VM's end.
     ///
     /// # Panics

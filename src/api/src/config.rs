@@ -8,7 +8,7 @@ use onggi_network::{Mac, MacError, TapName, TapNameError};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::rate::RateLimiter;
+use crate::rate::{RateLimiter, null_is_default};
 
 /// The largest number of vCPUs that a VM may have.
 pub const MAX_VCPUS: u8 = 32;
@@ -76,8 +76,8 @@ pub struct VmConfig {
     pub machine: MachineConfig,
     /// The vsock device.
     pub vsock: Option<Vsock>,
-    /// Whether the VM has an entropy device.
-    pub entropy: bool,
+    /// The entropy device.
+    pub entropy: Option<Entropy>,
     /// Where the monitor's own messages go.
     pub logger: Option<Logger>,
     /// Where the guest's serial console goes.
@@ -189,6 +189,15 @@ pub struct Vsock {
     pub uds_path: PathBuf,
 }
 
+/// `entropy`.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entropy {
+    /// What the guest's requests are limited by.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub rate_limiter: RateLimiter,
+}
+
 /// `logger`.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -284,7 +293,7 @@ struct Document {
     network_interfaces: Vec<NetworkSection>,
     machine_config: Option<MachineSection>,
     vsock: Option<VsockSection>,
-    entropy: Option<EntropySection>,
+    entropy: Option<Entropy>,
     logger: Option<Logger>,
     serial: Option<Serial>,
     balloon: Option<Value>,
@@ -345,12 +354,6 @@ struct VsockSection {
     _vsock_id: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntropySection {
-    rate_limiter: Option<Value>,
-}
-
 /// Refuses `part` where it asks for something: `null` and an empty list don't.
 fn refuse(part: &'static str, value: Option<&Value>) -> Result<(), Error> {
     match value {
@@ -372,9 +375,6 @@ impl Document {
         ] {
             refuse(part, value.as_ref())?;
         }
-        if let Some(entropy) = &self.entropy {
-            refuse("entropy.rate_limiter", entropy.rate_limiter.as_ref())?;
-        }
         Ok(VmConfig {
             boot_source: self.boot_source,
             drives: drives(self.drives)?,
@@ -384,7 +384,7 @@ impl Document {
                 None => MachineConfig::default(),
             },
             vsock: self.vsock.map(VsockSection::check).transpose()?,
-            entropy: self.entropy.is_some(),
+            entropy: self.entropy,
             logger: self.logger,
             serial: self.serial,
         })

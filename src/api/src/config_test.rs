@@ -59,7 +59,7 @@ fn whole_file() {
     );
     assert_eq!(config.machine.vcpu_count, 2);
     assert_eq!(config.machine.mem_size_mib, 1024);
-    assert!(config.entropy);
+    assert_eq!(config.entropy, Some(Entropy::default()));
     assert_eq!(
         config.vsock,
         Some(Vsock {
@@ -85,7 +85,7 @@ fn whole_file() {
 fn defaults() {
     let config = parse("").unwrap();
     assert_eq!(config.machine, MachineConfig::default());
-    assert!(config.drives.is_empty() && !config.entropy && config.vsock.is_none());
+    assert!(config.drives.is_empty() && config.entropy.is_none() && config.vsock.is_none());
     assert_eq!(config.command_line("quiet"), "quiet");
 }
 
@@ -112,7 +112,6 @@ fn parts_that_do_not_exist_are_named() {
         (r#","cpu-config":"template.json""#, "cpu-config"),
         (r#","pmem":[{}]"#, "pmem"),
         (r#","memory-hotplug":{}"#, "memory-hotplug"),
-        (r#","entropy":{"rate_limiter":{}}"#, "entropy.rate_limiter"),
         (
             r#","machine-config":{"vcpu_count":2,"mem_size_mib":1,"smt":true}"#,
             "machine-config.smt",
@@ -221,7 +220,8 @@ fn rate_limiters() {
             {"bandwidth":{"size":1000,"one_time_burst":50,"refill_time":100},
              "ops":{"size":5,"one_time_burst":null,"refill_time":1000}}}],
         "network-interfaces":[{"iface_id":"e","host_dev_name":"t",
-            "rx_rate_limiter":{"bandwidth":null},"tx_rate_limiter":{"ops":{"size":0,"refill_time":0}}}]"#,
+            "rx_rate_limiter":{"bandwidth":null},"tx_rate_limiter":{"ops":{"size":0,"refill_time":0}}}],
+        "entropy":{"rate_limiter":{"bandwidth":{"size":1000,"refill_time":100}}}"#,
     );
     let config = config.unwrap();
     let bucket = |size, one_time_burst, refill_time| {
@@ -231,6 +231,8 @@ fn rate_limiters() {
             refill_time,
         })
     };
+    let entropy = config.entropy.unwrap().rate_limiter;
+    assert_eq!(entropy.bandwidth, bucket(1000, 0, 100));
     let drive = config.drives[0].rate_limiter;
     assert_eq!(drive.bandwidth, bucket(1000, 50, 100));
     assert_eq!(drive.ops, bucket(5, 0, 1000));

@@ -19,12 +19,17 @@ pub struct TokenBucket {
     /// Tokens that fit in.
     pub size: u64,
     /// Tokens that there are besides at first, and never again.
-    #[serde(default, deserialize_with = "null_is_none")]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub one_time_burst: u64,
     /// Milliseconds in which an empty bucket fills up.
     pub refill_time: u64,
 }
 
-fn null_is_none<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or(0))
+/// `null` is as good as leaving a field out.
+pub(crate) fn null_is_default<'de, T, D>(from: D) -> Result<T, D::Error>
+where
+    T: Deserialize<'de> + Default,
+    D: serde::Deserializer<'de>,
+{
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }

@@ -79,7 +79,8 @@ struct Plan {
     drives: Vec<Drive>,
     vsock: Option<VsockSpec>,
     net: Vec<NetSpec>,
-    entropy: bool,
+    /// The entropy device, and what it is limited by.
+    entropy: Option<Rate>,
     console: Console,
     transport: Transport,
 }
@@ -103,7 +104,7 @@ impl Plan {
             drives: drives.collect(),
             vsock: args.vsock,
             net: args.net,
-            entropy: true,
+            entropy: Some(Rate::default()),
             console: args.console.unwrap_or(Console::Stdio),
             transport: transport(args.enable_pci),
         }
@@ -150,7 +151,7 @@ impl Plan {
                     transmit: rate(&interface.tx_rate_limiter),
                 })
                 .collect(),
-            entropy: config.entropy,
+            entropy: config.entropy.map(|device| rate(&device.rate_limiter)),
             transport,
         }
     }
@@ -453,7 +454,7 @@ mod tests {
                     path: "/v".into()
                 }),
                 net: vec!["tap=t".parse().unwrap()],
-                entropy: true,
+                entropy: Some(Rate::default()),
                 console: Console::None,
                 transport: Transport::Pci,
             }
@@ -491,7 +492,7 @@ mod tests {
         assert_eq!(plan.net, ["tap=t".parse().unwrap()]);
         assert_eq!((plan.cpus, plan.memory_bytes), (4, 512 << 20));
         assert_eq!(plan.console, Console::File("/console".into()));
-        assert!(!plan.entropy);
+        assert_eq!(plan.entropy, None);
 
         let flag = Some(Console::None);
         let plan = Plan::from_config(VmConfig::parse(json).unwrap(), flag, Transport::Mmio);

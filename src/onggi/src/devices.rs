@@ -182,7 +182,7 @@ pub fn for_microvm(
     drives: &[Drive],
     vsock: Option<&VsockSpec>,
     nets: &[NetSpec],
-    entropy: bool,
+    entropy: Option<Rate>,
     vcpus: u8,
 ) -> Result<Microvm, Error> {
     let mut passts = Vec::new();
@@ -212,8 +212,9 @@ pub fn for_microvm(
         devices.push(Box::new(vsock));
         socket = Some(file);
     }
-    if entropy {
-        devices.push(Box::new(Entropy::new().map_err(Error::Entropy)?));
+    if let Some(rate) = entropy {
+        let device = Entropy::new().map_err(Error::Entropy)?;
+        devices.push(Box::new(device.limited_by(Arc::new(Limiter::new(rate)))));
     }
     Ok(Microvm {
         devices,
@@ -363,7 +364,7 @@ mod tests {
             spec: "vhost-user=/nonexistent".parse().unwrap(),
             serial: "a".to_owned(),
         };
-        let error = for_microvm(&[drive], None, &[], false, 1).err().unwrap();
+        let error = for_microvm(&[drive], None, &[], None, 1).err().unwrap();
         assert!(matches!(error, Error::VhostUser(..)) && error.hint().is_some());
     }
 
@@ -381,9 +382,9 @@ mod tests {
             }),
             serial: "a".repeat(40),
         };
-        let error = for_microvm(&[drive("/nonexistent")], None, &[], false, 1);
+        let error = for_microvm(&[drive("/nonexistent")], None, &[], None, 1);
         assert!(matches!(error, Err(Error::Disk(DiskError::Open { .. }))));
-        let error = for_microvm(&[drive("/dev/null")], None, &[], false, 1);
+        let error = for_microvm(&[drive("/dev/null")], None, &[], None, 1);
         assert!(matches!(
             error,
             Err(Error::Disk(DiskError::NotADisk { .. }))
@@ -392,7 +393,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let drive = drive(&file.path().to_string_lossy());
-        let microvm = for_microvm(&[drive], None, &[], false, 0).unwrap();
+        let microvm = for_microvm(&[drive], None, &[], None, 0).unwrap();
         assert_eq!(
             microvm.devices.len(),
             1,

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
@@ -9,6 +11,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use crate::chain::Chain;
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, Queue};
+use crate::rate::Limiter;
 use crate::worker::{Kick, Stop, Worker};
 
 const QUEUE_SIZE: u16 = 64;
@@ -20,6 +23,7 @@ const MAX_BYTES: usize = 64 << 10;
 pub struct Entropy {
     description: Description,
     source: File,
+    limiter: Arc<Limiter>,
     worker: Option<Worker>,
 }
 
@@ -37,8 +41,15 @@ impl Entropy {
                 config: Vec::new(),
             },
             source: File::open("/dev/urandom")?,
+            limiter: Arc::default(),
             worker: None,
         })
+    }
+
+    /// Limits what it gives out. Bytes are those that were random; each request is one operation.
+    pub fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
+        self.limiter = limiter;
+        self
     }
 }
 
@@ -61,10 +72,17 @@ impl Device for Entropy {
         let (queue, kick) = Queue::new(index, QUEUE_SIZE, start)?;
         let failed = |error| StartError::Worker(index, error);
         let source = self.source.try_clone().map_err(failed)?;
+        let limiter = self.limiter.clone();
         let own_kick = kick.try_clone().map_err(failed)?;
         let make = move || {
             let kick = Kick::new(own_kick)?;
-            Ok(move |stop: &Stop| serve(queue, source, &kick, stop))
+            let server = Server {
+                queue,
+                source,
+                limiter,
+                kick,
+            };
+            Ok(move |stop: &Stop| server.serve(stop))
         };
         let worker = Worker::spawn("virtio-rng".into(), &kick, make).map_err(failed)?;
         self.worker = Some(worker);
@@ -85,23 +103,47 @@ impl Drop for Entropy {
     }
 }
 
-fn serve(mut queue: Queue, mut source: File, kick: &Kick, stop: &Stop) -> QueueState {
-    while !stop.requested() {
-        while let Some(chain) = queue.pop() {
-            let written = fill(&chain, &mut source);
-            queue.complete(chain, written);
-        }
-        queue.notify();
-        if queue.arm() {
-            continue;
-        }
-        if let Err(error) = kick.wait() {
+struct Server {
+    queue: Queue,
+    source: File,
+    limiter: Arc<Limiter>,
+    kick: Kick,
+}
+
+impl Server {
+    fn serve(mut self, stop: &Stop) -> QueueState {
+        if let Err(error) = self.run(stop) {
             tracing::error!("the entropy device stops: {error}");
-            queue.needs_reset();
-            break;
+            self.queue.needs_reset();
+        }
+        self.queue.state()
+    }
+
+    fn run(&mut self, stop: &Stop) -> io::Result<()> {
+        while !stop.requested() {
+            let answered = self.answer();
+            self.queue.notify();
+            match answered {
+                Err(pause) if !stop.requested() => self.kick.wait_at_most(pause)?,
+                Ok(()) if !self.queue.arm() => self.kick.wait()?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers all requests, or as many as are permitted now: then it says how long to wait.
+    fn answer(&mut self) -> Result<(), Duration> {
+        loop {
+            self.limiter.admit()?;
+            let Some(chain) = self.queue.pop() else {
+                return Ok(());
+            };
+            let written = fill(&chain, &mut self.source);
+            self.limiter.charge(written.into());
+            self.queue.complete(chain, written);
         }
     }
-    queue.state()
 }
 
 /// Fills a chain with random bytes; returns how many.

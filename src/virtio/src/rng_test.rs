@@ -1,6 +1,7 @@
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::rate::{Bucket, Rate};
 use crate::testing::suite::{self, Subject};
 use crate::testing::{Driver, Guest, Used};
 
@@ -63,4 +64,47 @@ fn a_request_gets_no_more_than_its_share() {
 fn a_request_without_room_gets_nothing() {
     let (_, used) = ask(&[16], &[]);
     assert_eq!(used.len, 0);
+}
+
+#[test]
+fn a_limited_device_waits_for_its_tokens() {
+    let bucket = |size| Bucket {
+        refill_time: Duration::from_secs(3_600_000),
+        ..Bucket::per_second(size)
+    };
+    // One request, or as many bytes as that takes.
+    for rate in [
+        Rate {
+            bandwidth: None,
+            ops: Some(bucket(1)),
+        },
+        Rate {
+            bandwidth: Some(bucket(64)),
+            ops: None,
+        },
+    ] {
+        let guest = Guest::new();
+        let mut driver = guest.queue(16);
+        let limiter = Arc::new(Limiter::new(rate));
+        let mut device = Entropy::new().unwrap().limited_by(limiter.clone());
+        device.start_queue(0, driver.start(0)).unwrap();
+        for _ in 0..3 {
+            driver.add(&[], &[guest.room(64)]);
+        }
+        driver.kick();
+        driver.wait_used();
+        // It is told to stop while it waits, and has taken nothing that it may not do.
+        std::thread::sleep(Duration::from_millis(10));
+        let state = device.stop_queue(0).unwrap();
+        assert_eq!((state.next_avail, state.next_used), (1, 1));
+        device.start_queue(0, driver.start_from(0, state)).unwrap();
+        driver.kick();
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(driver.used_index(), 1);
+        // Nobody kicks it.
+        limiter.change(Rate::default());
+        for _ in 0..2 {
+            assert_eq!(driver.wait_used().len, 64);
+        }
+    }
 }

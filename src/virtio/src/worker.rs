@@ -152,7 +152,18 @@ impl Kick {
 
     /// Waits until it is signalled (or a signal comes), and clears it.
     pub(crate) fn wait(&self) -> io::Result<()> {
-        match self.epoll.wait(-1, &mut [EpollEvent::default()]) {
+        self.wait_milliseconds(-1)
+    }
+
+    /// The same, for so long at most.
+    pub(crate) fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        // Rounded up: who wakes up too early only waits again.
+        let milliseconds = time.as_micros().div_ceil(1000);
+        self.wait_milliseconds(i32::try_from(milliseconds).unwrap_or(i32::MAX))
+    }
+
+    fn wait_milliseconds(&self, timeout: i32) -> io::Result<()> {
+        match self.epoll.wait(timeout, &mut [EpollEvent::default()]) {
             Ok(0) => Ok(()),
             Ok(_) => self.fd.read().map(drop),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),

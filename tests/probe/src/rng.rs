@@ -24,14 +24,17 @@ pub fn work(machine: &Machine, device: Device) -> Result<()> {
         machine.allocate(LENGTH, 4096)?,
         machine.allocate(LENGTH, 4096)?,
     );
-    for segments in [
+    for (n, segments) in [
         &[writable(first, LENGTH)][..],
         &[
             writable(second, 1),
             writable(second + 1, LENGTH - 8),
             writable(second + LENGTH - 7, 7),
         ],
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         queue.offer(0, segments);
         queue.kick();
         let used = queue.wait()?;
@@ -48,6 +51,7 @@ pub fn work(machine: &Machine, device: Device) -> Result<()> {
             length,
             LENGTH,
         )?;
+        say!("rng: answers={}", n + 1);
     }
     let (first, second) = (phys::bytes(first, 32), phys::bytes(second, 32));
     ensure(first != second, "the same bytes came twice", 0, 0)?;
