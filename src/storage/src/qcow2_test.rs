@@ -227,3 +227,37 @@ fn a_raw_disk_is_not_taken_for_an_image() {
         files.open(false, Access::ReadWrite).unwrap_err();
     }
 }
+
+#[test]
+fn an_image_that_does_not_count_its_header_is_only_read() {
+    let orders = [(0, 0xfe), (1, 0xfc), (2, 0xf0), (3, 0), (4, 0), (6, 0)];
+    for (order, first) in orders {
+        let files = Files::new(None, 0);
+        let write = |table: u64, counts: [u8; 8]| {
+            let mut bytes = image(None, 0);
+            bytes[99] = order;
+            bytes[CLUSTER..CLUSTER + 8].copy_from_slice(&table.to_be_bytes());
+            bytes[2 * CLUSTER..2 * CLUSTER + 8].copy_from_slice(&counts);
+            fs::write(&files.image, bytes).unwrap();
+        };
+        let block = 2 * CLUSTER as u64;
+        write(block, [0xff; 8]);
+        files.open(false, Access::ReadWrite).unwrap();
+        let mut free = [0; 8];
+        free[0] = first;
+        free[7] = if order == 6 { 0 } else { 1 };
+        for (table, counts) in [(0, [0xff; 8]), (block, free)] {
+            write(table, counts);
+            let refused = files.open(false, Access::ReadWrite).unwrap_err();
+            let why = match &refused {
+                DiskError::Qcow2 { source, .. } => source.to_string(),
+                other => other.to_string(),
+            };
+            assert_eq!(why, "its header is not marked as in use", "{order}");
+            assert_eq!(files.open(false, Access::ReadOnly).unwrap().len(), LEN);
+        }
+        write(block, [0x10; 8]);
+        let counted = files.open(false, Access::ReadWrite);
+        assert_eq!(counted.is_ok(), order > 2, "{order}");
+    }
+}
