@@ -7,6 +7,8 @@
 mod arch;
 mod bus;
 mod config;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod interrupt;
 mod legacy;
 mod memory;

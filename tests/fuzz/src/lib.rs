@@ -5,10 +5,16 @@
 //! that it found worth keeping are in `corpus/`, and the crate's test goes through them without a
 //! fuzzer.
 
+mod backend;
+mod bus;
 mod device;
+mod disks;
 mod program;
 mod subjects;
 
+pub use backend::vhost;
+pub use bus::pci;
+pub use disks::{overlay, qcow2};
 pub use subjects::{blk, net, rng, vsock};
 
 use onggi_api::config::VmConfig;
@@ -18,12 +24,16 @@ use onggi_protocol::{GuestMessage, HostMessage, Opening, read_frame, write_frame
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 10] = [
     ("blk", blk),
     ("config", config),
     ("frame", frame),
     ("net", net),
+    ("overlay", overlay),
+    ("pci", pci),
+    ("qcow2", qcow2),
     ("rng", rng),
+    ("vhost", vhost),
     ("vsock", vsock),
 ];
 

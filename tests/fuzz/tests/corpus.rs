@@ -49,8 +49,28 @@ fn net() {
 }
 
 #[test]
+fn overlay() {
+    replay("overlay");
+}
+
+#[test]
+fn pci() {
+    replay("pci");
+}
+
+#[test]
+fn qcow2() {
+    replay("qcow2");
+}
+
+#[test]
 fn rng() {
     replay("rng");
+}
+
+#[test]
+fn vhost() {
+    replay("vhost");
 }
 
 #[test]

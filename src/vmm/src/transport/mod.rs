@@ -5,7 +5,7 @@
 
 mod attach;
 mod control;
-mod doorbell;
+pub(crate) mod doorbell;
 mod mmio;
 mod pci;
 
