@@ -7,6 +7,8 @@
 //! imago's calls wait for the host. So each engine has some threads that make them, and its worker
 //! goes on; the kick wakes it when one is done.
 
+mod refcounts;
+
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +26,6 @@ use crate::file::{Access, Cache, DiskFile};
 
 /// Threads of an engine: requests that wait for the host at once.
 const THREADS: usize = 4;
-/// The part of an entry of the refcount table that says where the block is.
-const REFCOUNT_BLOCK: u64 = !0x1ff;
 /// The most bytes that are read or written at once.
 const CHUNK: u64 = 1 << 20;
 
@@ -38,10 +38,10 @@ pub enum Qcow2Error {
     /// Its tables are missing.
     #[error("its end is missing")]
     Truncated,
-    /// Its count of clusters in use leaves its header out, or is not there. What is written next would
-    /// go there.
-    #[error("its header is not marked as in use")]
-    FreeHeader,
+    /// There is no place for the reference counts of its own tables. What is written next would go
+    /// over them.
+    #[error("its tables are not counted as in use")]
+    Uncounted,
     /// It asks for a backing file and none was given.
     #[error("it needs its backing file, which has to be named: {0:?}")]
     NeedsBase(String),
@@ -88,8 +88,8 @@ impl Image {
         if !holds_tables(image).map_err(Qcow2Error::Image)? {
             return Err(Qcow2Error::Truncated);
         }
-        if write && !counts_its_header(image).map_err(Qcow2Error::Image)? {
-            return Err(Qcow2Error::FreeHeader);
+        if write && !refcounts::put_right(image).map_err(Qcow2Error::Image)? {
+            return Err(Qcow2Error::Uncounted);
         }
         match (qcow2.implicit_backing_file(), base) {
             (Some(name), None) => return Err(Qcow2Error::NeedsBase(name.clone())),
@@ -157,38 +157,6 @@ fn holds_tables(image: &DiskFile) -> io::Result<bool> {
     let (refcounts, their_len) = (word(48) << 32 | word(52), word(56).saturating_mul(cluster));
     let is_there = |start: u64, len| start.checked_add(len).is_some_and(|end| end <= image.len);
     Ok(is_there(first_level, its_len) && is_there(refcounts, their_len))
-}
-
-/// Whether the first cluster has a reference count, and one other than zero. imago would look for
-/// room for the count of that cluster in the same way for ever.
-fn counts_its_header(image: &DiskFile) -> io::Result<bool> {
-    let mut header = [0; 104];
-    image.read_all(&mut header, 0)?;
-    let number = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-    };
-    let mut entry = [0; 8];
-    image.read_all(&mut entry, number(&header[48..56]))?;
-    let block = number(&entry) & REFCOUNT_BLOCK;
-    if block == 0 {
-        return Ok(false);
-    }
-    let order = match number(&header[4..8]) {
-        2 => 4,
-        _ => number(&header[96..100]),
-    };
-    let mut counts = [0; 8];
-    image.read_all(&mut counts, block)?;
-    // Counts of less than a byte begin with its lowest bits.
-    Ok(match order {
-        0..3 => counts[0].trailing_zeros() < 1 << order,
-        _ => counts
-            .iter()
-            .take(1 << (order - 3).min(3))
-            .any(|byte| *byte != 0),
-    })
 }
 
 fn storage(file: &DiskFile, write: bool, cache: Cache) -> Result<file::File, Qcow2Error> {

@@ -228,36 +228,86 @@ fn a_raw_disk_is_not_taken_for_an_image() {
     }
 }
 
+/// The place of the reference count of a cluster, and its length, in bytes.
+fn count_at(cluster: usize) -> std::ops::Range<usize> {
+    let at = 2 * CLUSTER + 2 * cluster;
+    at..at + 2
+}
+
 #[test]
-fn an_image_that_does_not_count_its_header_is_only_read() {
-    let orders = [(0, 0xfe), (1, 0xfc), (2, 0xf0), (3, 0), (4, 0), (6, 0)];
-    for (order, first) in orders {
-        let files = Files::new(None, 0);
-        let write = |table: u64, counts: [u8; 8]| {
-            let mut bytes = image(None, 0);
-            bytes[99] = order;
-            bytes[CLUSTER..CLUSTER + 8].copy_from_slice(&table.to_be_bytes());
-            bytes[2 * CLUSTER..2 * CLUSTER + 8].copy_from_slice(&counts);
-            fs::write(&files.image, bytes).unwrap();
-        };
-        let block = 2 * CLUSTER as u64;
-        write(block, [0xff; 8]);
-        files.open(false, Access::ReadWrite).unwrap();
-        let mut free = [0; 8];
-        free[0] = first;
-        free[7] = if order == 6 { 0 } else { 1 };
-        for (table, counts) in [(0, [0xff; 8]), (block, free)] {
-            write(table, counts);
-            let refused = files.open(false, Access::ReadWrite).unwrap_err();
-            let why = match &refused {
-                DiskError::Qcow2 { source, .. } => source.to_string(),
-                other => other.to_string(),
-            };
-            assert_eq!(why, "its header is not marked as in use", "{order}");
-            assert_eq!(files.open(false, Access::ReadOnly).unwrap().len(), LEN);
-        }
-        write(block, [0x10; 8]);
-        let counted = files.open(false, Access::ReadWrite);
-        assert_eq!(counted.is_ok(), order > 2, "{order}");
+fn tables_that_a_kill_left_uncounted_are_not_written_over() {
+    let files = Files::new(None, 0);
+    let mut work = Work::on(files.open(false, Access::ReadWrite).unwrap());
+    let bytes = vec![7; CLUSTER];
+    work.memory.write_slice(&bytes, GuestAddress(0)).unwrap();
+    let write = |work: &mut Work, cluster: u64| {
+        let (offset, buffer) = (cluster * CLUSTER as u64, work.buffer(0, CLUSTER as u64));
+        work.run(Request::Write { offset, buffer }).unwrap();
+    };
+    write(&mut work, 3);
+    work.run(Request::Flush).unwrap();
+    drop(work);
+    // All tables: those of the image, and the one of the second level.
+    let mut image = fs::read(&files.image).unwrap();
+    for cluster in 0..5 {
+        image[count_at(cluster)].fill(0);
     }
+    fs::write(&files.image, &image).unwrap();
+
+    let mut work = Work::on(files.open(false, Access::ReadWrite).unwrap());
+    work.memory.write_slice(&bytes, GuestAddress(0)).unwrap();
+    for cluster in 10..20 {
+        write(&mut work, cluster);
+    }
+    work.run(Request::Flush).unwrap();
+    drop(work);
+    let image = fs::read(&files.image).unwrap();
+    assert!((0..15).all(|cluster| image[count_at(cluster)] == [0, 1]));
+    let all = Work::on(files.open(false, Access::ReadOnly).unwrap()).all();
+    for (cluster, found) in all.chunks(CLUSTER).enumerate() {
+        let want = if matches!(cluster, 3 | 10..20) { 7 } else { 0 };
+        assert!(found.iter().all(|byte| *byte == want), "cluster {cluster}");
+    }
+}
+
+#[test]
+fn counts_of_any_width_are_put_right() {
+    // Four clusters: with one bit each, two, four, and so on.
+    for (order, want) in [
+        (0, "0f"),
+        (1, "55"),
+        (2, "1111"),
+        (3, "01010101"),
+        (4, "0001000100010001"),
+        (5, "00000001000000010000000100000001"),
+        (
+            6,
+            "0000000000000001000000000000000100000000000000010000000000000001",
+        ),
+    ] {
+        let files = Files::new(None, 0);
+        let mut bytes = image(None, 0);
+        bytes[99] = order;
+        bytes[2 * CLUSTER..2 * CLUSTER + 64].fill(0);
+        fs::write(&files.image, bytes).unwrap();
+        files.open(false, Access::ReadWrite).unwrap();
+        let counts = &fs::read(&files.image).unwrap()[2 * CLUSTER..][..want.len() / 2];
+        let found: String = counts.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(found, want, "{order}");
+    }
+}
+
+#[test]
+fn an_image_without_places_for_counts_is_only_read() {
+    let files = Files::new(None, 0);
+    let mut bytes = image(None, 0);
+    bytes[CLUSTER..CLUSTER + 8].fill(0);
+    fs::write(&files.image, bytes).unwrap();
+    match files.open(false, Access::ReadWrite).unwrap_err() {
+        DiskError::Qcow2 { source, .. } => {
+            assert_eq!(source.to_string(), "its tables are not counted as in use");
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(files.open(false, Access::ReadOnly).unwrap().len(), LEN);
 }
