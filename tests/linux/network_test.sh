@@ -47,7 +47,11 @@ END
 
 guest_says() { grep -q "$1" console; }
 
-test_a_guest_with_two_queue_pairs_talks_tcp_both_ways() {
+# talk SERVED_BY NET OPTION...: has a guest with two queue pairs talk TCP both ways on both, stop its network
+# in the middle, and start it again.
+talk() {
+    local served_by=$1 net=$2
+    shift 2
     tap multi_queue
     for n in 1 2; do head -c 6000000 /dev/urandom >"to-$n"; done
     serve
@@ -67,15 +71,25 @@ test_a_guest_with_two_queue_pairs_talks_tcp_both_ways() {
         echo "errors: $(cat /sys/class/net/eth0/statistics/*_errors | xargs)"
         echo waiting
         nc -l -p 7000 </dev/null
+        cd /sys/bus/virtio/drivers/virtio_net
+        device=$(echo virtio*)
+        echo "$device" >unbind
+        echo "$device" >bind
+        ip link set eth0 up; ip address add 10.9.0.2/24 dev eth0
+        nc 10.9.0.1 6001 </dev/null | sha256sum | sed "s/^/again: /"
+        nc -l -p 7000 </dev/null
         ip link set eth0 down
         poweroff -f'
     in_network "$ONGGI" boot --kernel "$KERNEL" --initrd initrd --cpus 2 --memory 256m \
         --cmdline 'console=ttyS0 quiet reboot=k panic=-1' \
-        --net tap=tap0,mtu=9000 >console </dev/null &
+        --net "tap=tap0,$net" "$@" >console </dev/null &
     local vm=$!
     eventually guest_says waiting
     expect "an answer to the host" in_network "$ONGGI_TEST_GUESTS/busybox" ping -c 2 -s 8900 10.9.0.2
+    "$served_by" "$(process onggi)"
     in_network "$ONGGI_TEST_GUESTS/busybox" nc 10.9.0.2 7000 </dev/null
+    eventually guest_says again:
+    eventually in_network "$ONGGI_TEST_GUESTS/busybox" nc 10.9.0.2 7000 </dev/null
     run wait "$vm"
     expect_status 0
     out=$(tr -d '\r' <console)
@@ -87,7 +101,35 @@ test_a_guest_with_two_queue_pairs_talks_tcp_both_ways() {
         expect_out_has "sent $n: $(sha256sum <"from-$n")"
         expect_out_has "got $n: $(sha256sum <"to-$n")"
     done
+    expect_out_has "again: $(sha256sum <to-1)"
     expect_out_has "errors: 0 0 0 0 0 0 0 0"
+}
+
+# Threads by which the kernel serves process $1: named vhost-PID, its own or, from Linux 6.4 on, the
+# process's.
+workers() { cat /proc/[0-9]*/task/*/comm 2>/dev/null | grep -cx "vhost-$1"; }
+
+by_the_kernel() { expect "a worker of the kernel's for each pair" test "$(workers "$1")" = 2; }
+by_onggi() { expect "no worker of the kernel's" test "$(workers "$1")" = 0; }
+
+test_a_guest_with_two_queue_pairs_talks_tcp_both_ways() { talk by_onggi mtu=9000; }
+
+test_the_kernel_serves_a_guest_with_two_queue_pairs() { talk by_the_kernel mtu=9000,vhost=on; }
+
+test_the_kernel_serves_a_guest_on_pci() { talk by_the_kernel mtu=9000,vhost=auto --enable-pci; }
+
+test_limits_keep_the_kernel_from_serving_a_guest() { talk by_onggi mtu=9000,vhost=auto,rx-bps=1g; }
+
+test_a_network_of_the_kernel_that_can_not_be_says_why() {
+    tap
+    rm /dev/vhost-net
+    initrd 'poweroff -f'
+    run in_network "$ONGGI" boot --kernel "$KERNEL" --initrd initrd --net tap=tap0,vhost=on
+    local status_on=$status
+    mknod /dev/vhost-net c 10 238
+    status=$status_on expect_status 125
+    expect_err_has "/dev/vhost-net can't be used: "
+    expect_err_has "hint: it takes the module vhost_net"
 }
 
 test_a_tap_device_with_one_queue_will_do() {

@@ -21,7 +21,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::{
-    BootArgs, Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, NetSpec, VhostUserDisk, VsockSpec,
+    BootArgs, Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, NetSpec, Vhost, VhostUserDisk,
+    VsockSpec,
 };
 use crate::devices::{Drive, Microvm};
 use crate::error::{Explain, Failure};
@@ -143,6 +144,7 @@ impl Plan {
                     link: LinkSpec::Tap {
                         name: interface.host_dev_name,
                         queues: None,
+                        vhost: Vhost::Off,
                     },
                     mac: interface.guest_mac,
                     mtu: None,

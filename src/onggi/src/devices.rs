@@ -10,7 +10,9 @@ use std::sync::Arc;
 use onggi_image::DiskImage;
 use onggi_network::{Link, Mac, Passt, PasstError, PasstOptions, Process, Queues, Tap, TapError};
 use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
-use onggi_vhost::{self as vhost, VhostUserBlock, VhostUserBlockOptions};
+use onggi_vhost::{
+    self as vhost, KernelNet, VhostNet, VhostNetError, VhostUserBlock, VhostUserBlockOptions,
+};
 use onggi_virtio::blk::{Block, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
@@ -19,7 +21,9 @@ use onggi_virtio::rate::{Limiter, Rate};
 use onggi_virtio::rng::Entropy;
 use onggi_virtio::vsock::{Connector, UdsConnector, Vsock, VsockError};
 
-use crate::cli::{DiskFormat, DiskSpec, FileDisk, LinkSpec, NetSpec, VhostUserDisk, VsockSpec};
+use crate::cli::{
+    DiskFormat, DiskSpec, FileDisk, LinkSpec, NetSpec, Vhost, VhostUserDisk, VsockSpec,
+};
 use crate::error::{Explain, io_kind};
 
 /// The CID of every container's guest. It is seen by this process alone, so it needn't be unique.
@@ -57,6 +61,9 @@ pub enum Error {
     /// The network device.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// The kernel's part of a network device.
+    #[error(transparent)]
+    VhostNet(#[from] VhostNetError),
     /// The address of a network device.
     #[error("there are no random bytes for a MAC address")]
     Mac(#[source] io::Error),
@@ -99,6 +106,11 @@ impl Explain for Error {
             Error::Disk(DiskError::NoDirect(..)) => {
                 Some("use cache=writeback, or another file system".to_owned())
             }
+            Error::VhostNet(VhostNetError::Open(_)) => Some(
+                "it takes the module vhost_net and access to that file; \
+                 with 'vhost=auto' onggi does its work where it is missing"
+                    .to_owned(),
+            ),
             Error::VhostUser(_, vhost::BackendError::Connect(_)) => {
                 Some("start what serves the disk first".to_owned())
             }
@@ -277,10 +289,20 @@ fn block(
 fn network(spec: &NetSpec, vcpus: u8) -> Result<(Box<dyn Device>, Option<Process>), Error> {
     let mac = spec.mac.map_or_else(Mac::random, Ok).map_err(Error::Mac)?;
     let (net, passt) = match &spec.link {
-        LinkSpec::Tap { name, queues } => {
+        LinkSpec::Tap {
+            name,
+            queues,
+            vhost,
+        } => {
             let taps = Tap::open_queues(name, pairs(*queues, vcpus))?;
             let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
-            (Net::new(links.collect(), mac, spec.mtu)?, None)
+            let links: Vec<_> = links.collect();
+            let net = Net::new(links.clone(), mac, spec.mtu)?;
+            if let Some(kernel) = kernel(*vhost, spec, links.len())? {
+                let net = net.with_queue_size(spec.queue_size)?;
+                return Ok((Box::new(VhostNet::new(kernel, net, links)?), None));
+            }
+            (net, None)
         }
         LinkSpec::Passt { publish, host } => {
             let options = PasstOptions {
@@ -297,6 +319,19 @@ fn network(spec: &NetSpec, vcpus: u8) -> Result<(Box<dyn Device>, Option<Process
     let [receive, transmit] =
         [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
     Ok((Box::new(net.limited_by(receive, transmit)), passt))
+}
+
+/// The kernel, where it is to serve a network device. It knows no limits, so that where these are set
+/// it is left out.
+fn kernel(wanted: Vhost, spec: &NetSpec, pairs: usize) -> Result<Option<KernelNet>, VhostNetError> {
+    let limited = (spec.receive, spec.transmit) != Default::default();
+    match wanted {
+        Vhost::On => KernelNet::open(pairs).map(Some),
+        Vhost::Auto if !limited => Ok(KernelNet::open(pairs)
+            .inspect_err(|error| tracing::debug!("the kernel serves no network: {error}"))
+            .ok()),
+        Vhost::Auto | Vhost::Off => Ok(None),
+    }
 }
 
 /// A pair of queues for each vCPU where the tap device takes several and nothing else is asked for.
@@ -341,6 +376,31 @@ fn is_stale(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_serves_a_network() {
+        let kernel = |text: &str| {
+            let spec: NetSpec = text.parse().unwrap();
+            let LinkSpec::Tap { vhost, .. } = spec.link else {
+                panic!("a tap device");
+            };
+            kernel(vhost, &spec, 1)
+        };
+        assert!(matches!(kernel("tap=t,vhost=off"), Ok(None)));
+        assert!(matches!(kernel("tap=t"), Ok(None)));
+        assert!(matches!(kernel("tap=t,vhost=auto,rx-bps=1m"), Ok(None)));
+        assert!(matches!(kernel("tap=t,vhost=auto,tx-pps=1"), Ok(None)));
+        let there = fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/vhost-net");
+        assert_eq!(kernel("tap=t,vhost=auto").unwrap().is_some(), there.is_ok());
+        if there.is_err() {
+            let error = Error::from(kernel("tap=t,vhost").err().unwrap());
+            assert!(matches!(error, Error::VhostNet(VhostNetError::Open(_))));
+            assert!(error.hint().is_some());
+        }
+    }
 
     #[test]
     fn a_stale_socket_gives_way_and_nothing_else_does() {

@@ -100,7 +100,7 @@ impl Shared {
             .ctl(ControlOperation::Delete, fd.as_raw_fd(), event);
     }
 
-    fn serve(&self, socket: &OwnedFd) {
+    fn serve(&self, socket: Option<&OwnedFd>) {
         let mut events = [EpollEvent::default(); 16];
         loop {
             let count = match self.epoll.wait(-1, &mut events) {
@@ -116,7 +116,9 @@ impl Shared {
                 match token {
                     STOP => return,
                     SOCKET => {
-                        self.forget(socket);
+                        if let Some(socket) = socket {
+                            self.forget(socket);
+                        }
                         state.lose();
                     }
                     _ => state.event(token),
@@ -135,6 +137,7 @@ impl State {
         if token == call_token(index) {
             line.notifier.queue_used(index);
         } else if !std::mem::replace(&mut line.broken, true) {
+            tracing::warn!(index, "{} serves a queue no longer", self.name);
             line.notifier.needs_reset();
         }
     }
@@ -147,8 +150,9 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Starts it; `socket` is the connection to the other side, which is at `name`.
-    pub fn start(name: String, socket: OwnedFd) -> io::Result<Self> {
+    /// Starts it; the other side is at `name`, and `socket` is the connection to it, where there is
+    /// one that can end.
+    pub fn start(name: String, socket: Option<OwnedFd>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 name,
@@ -158,13 +162,15 @@ impl Calls {
             epoll: Epoll::new()?,
             stop: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         });
-        // What arrives there is for who has asked.
-        shared.watch(&socket, EventSet::READ_HANG_UP, SOCKET)?;
+        if let Some(socket) = &socket {
+            // What arrives there is for who has asked.
+            shared.watch(socket, EventSet::READ_HANG_UP, SOCKET)?;
+        }
         shared.watch(&shared.stop, EventSet::IN, STOP)?;
         let of_thread = shared.clone();
         let thread = thread::Builder::new()
             .name("vhost-calls".to_owned())
-            .spawn(move || of_thread.serve(&socket))?;
+            .spawn(move || of_thread.serve(socket.as_ref()))?;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -255,7 +261,7 @@ mod tests {
     #[test]
     fn calls_that_a_transport_takes_are_not_passed_on() {
         let (_other, socket) = std::os::unix::net::UnixStream::pair().unwrap();
-        let calls = Calls::start("test".to_owned(), socket.into()).unwrap();
+        let calls = Calls::start("test".to_owned(), Some(socket.into())).unwrap();
         let notifier = Arc::new(Direct {
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
             rest: Recorder::default(),

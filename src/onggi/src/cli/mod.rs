@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 pub use usage::UsageError;
 pub use values::{
-    Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, VhostUserDisk,
+    Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, Vhost, VhostUserDisk,
     VsockSpec,
 };
 
@@ -225,7 +225,7 @@ pub struct BootArgs {
     /// an address it gets a random one
     #[arg(
         long,
-        value_name = "tap=NAME|passt[,publish=HOST:GUEST][,mac=MAC][,mtu=N]",
+        value_name = "tap=NAME[,vhost=on|off|auto]|passt[,publish=HOST:GUEST][,mac=MAC][,mtu=N]",
         conflicts_with = "config"
     )]
     pub net: Vec<NetSpec>,

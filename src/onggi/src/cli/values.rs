@@ -56,11 +56,15 @@ pub enum ValueError {
     #[error("a vsock device is CID,PATH, such as 3,/tmp/v.sock")]
     Vsock,
     #[error(
-        "a network device is tap=NAME[,queues=N] or passt[,publish=HOST:GUEST][,host], \
-         with [,mac=ADDRESS][,mtu=N][,queue-size=N] \
+        "a network device is tap=NAME[,queues=N][,vhost=on|off|auto] or \
+         passt[,publish=HOST:GUEST][,host], with [,mac=ADDRESS][,mtu=N][,queue-size=N] \
          and limits rx-bps, rx-pps, tx-bps, tx-pps"
     )]
     Net,
+    #[error("vhost is on, off or auto")]
+    Vhost,
+    #[error("the kernel serves a network device with vhost=on, and knows no limits")]
+    VhostLimits,
     #[error("'{0}' goes with {1} only")]
     OtherNet(&'static str, &'static str),
     #[error("a limit is a whole number a second, with a suffix k, m or g for powers of 1024")]
@@ -345,6 +349,29 @@ impl FromStr for VsockSpec {
     }
 }
 
+/// Whether the kernel serves a network device (vhost-net).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Vhost {
+    #[default]
+    Off,
+    On,
+    /// Where it can.
+    Auto,
+}
+
+impl FromStr for Vhost {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Vhost, ValueError> {
+        match text {
+            "on" => Ok(Vhost::On),
+            "off" => Ok(Vhost::Off),
+            "auto" => Ok(Vhost::Auto),
+            _ => Err(ValueError::Vhost),
+        }
+    }
+}
+
 /// What a network device is connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkSpec {
@@ -352,6 +379,7 @@ pub enum LinkSpec {
         name: TapName,
         /// Pairs of queues; as many as suit the VM and the tap device where none is given.
         queues: Option<u16>,
+        vhost: Vhost,
     },
     Passt {
         publish: Vec<Publish>,
@@ -380,11 +408,14 @@ impl FromStr for NetSpec {
     fn from_str(text: &str) -> Result<NetSpec, ValueError> {
         let (mut tap, mut mac, mut mtu, mut queues, mut size) = (None, None, None, None, None);
         let (mut passt, mut host, mut publish) = (None, None, Vec::new());
+        let mut vhost = None;
         let (mut receive, mut transmit) = (Rate::default(), Rate::default());
         for word in text.split(',') {
             let twice = match word.split_once('=') {
                 None if matches!(word, "passt" | "user") => passt.replace(()).map(|()| "passt"),
                 None if word == "host" => host.replace(()).map(|()| "host"),
+                None if word == "vhost" => vhost.replace(Vhost::On).map(|_| "vhost"),
+                Some(("vhost", text)) => vhost.replace(text.parse()?).map(|_| "vhost"),
                 Some(("publish", port)) => {
                     publish.push(port.parse()?);
                     None
@@ -424,13 +455,23 @@ impl FromStr for NetSpec {
             (None, Some(())) if queues.is_some() => {
                 return Err(ValueError::OtherNet("queues", "tap"));
             }
-            (Some(name), None) => LinkSpec::Tap { name, queues },
+            (None, Some(())) if vhost.is_some() => {
+                return Err(ValueError::OtherNet("vhost", "tap"));
+            }
+            (Some(name), None) => LinkSpec::Tap {
+                name,
+                queues,
+                vhost: vhost.unwrap_or_default(),
+            },
             (None, Some(())) => LinkSpec::Passt {
                 publish,
                 host: host.is_some(),
             },
             _ => return Err(ValueError::Net),
         };
+        if vhost == Some(Vhost::On) && (receive, transmit) != Default::default() {
+            return Err(ValueError::VhostLimits);
+        }
         Ok(NetSpec {
             link,
             mac,

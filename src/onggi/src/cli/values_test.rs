@@ -161,6 +161,7 @@ fn network_devices() {
             link: LinkSpec::Tap {
                 name: "tap0".parse().unwrap(),
                 queues,
+                vhost: Vhost::Off,
             },
             mac: mac.parse().ok(),
             mtu,
@@ -214,6 +215,33 @@ fn queue_sizes() {
         ValueError::QueueSize.to_string(),
         "a queue's size is a power of two from 32 to 1024"
     );
+}
+
+#[test]
+fn networks_of_the_kernel() {
+    let vhost = |text: &str| match text.parse::<NetSpec>().map(|spec| spec.link) {
+        Ok(LinkSpec::Tap { vhost, .. }) => Ok(vhost),
+        Ok(link) => panic!("{link:?}"),
+        Err(error) => Err(error),
+    };
+    assert_eq!(vhost("tap=t"), Ok(Vhost::Off));
+    assert_eq!(vhost("tap=t,vhost"), Ok(Vhost::On));
+    assert_eq!(vhost("vhost=on,tap=t,queues=2"), Ok(Vhost::On));
+    assert_eq!(vhost("tap=t,vhost=off,rx-bps=1m"), Ok(Vhost::Off));
+    assert_eq!(vhost("tap=t,vhost=auto,tx-pps=1"), Ok(Vhost::Auto));
+    for wrong in ["vhost=", "vhost=yes", "vhost=ON"] {
+        assert_eq!(vhost(&format!("tap=t,{wrong}")), Err(ValueError::Vhost));
+    }
+    assert_eq!(
+        vhost("tap=t,vhost,vhost=off"),
+        Err(ValueError::Twice("vhost"))
+    );
+    for limit in ["rx-bps", "rx-pps", "tx-bps", "tx-pps"] {
+        let limited = format!("tap=t,vhost,{limit}=1k");
+        assert_eq!(vhost(&limited), Err(ValueError::VhostLimits));
+    }
+    let other = ValueError::OtherNet("vhost", "tap");
+    assert_eq!(vhost("passt,vhost=off"), Err(other));
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl Session {
             return Err(BackendError::Lacks("a configuration space"));
         }
         let name = path.display().to_string();
-        let calls = Calls::start(name, connection.socket()?).map_err(BackendError::Host)?;
+        let calls = Calls::start(name, Some(connection.socket()?)).map_err(BackendError::Host)?;
         Ok(Self {
             connection,
             calls,

@@ -320,7 +320,7 @@ fn has(features: u64, bit: u32) -> bool {
 }
 
 /// What the driver takes (§5.1.3.1: nothing without the checksum).
-fn offloads(features: u64) -> Offloads {
+pub fn offloads(features: u64) -> Offloads {
     let checksum = has(features, VIRTIO_NET_F_GUEST_CSUM);
     let with = |bit| checksum && has(features, bit);
     Offloads {
