@@ -209,24 +209,35 @@ impl Running {
     ///
     /// # Panics
     /// Where it doesn't say so in a long time, or ends first.
+    #[track_caller]
     pub fn wait_for(&self, words: &str) {
+        self.wait_until(|said| said.contains(words));
+    }
+
+    /// Waits until what the guest has said is right.
+    ///
+    /// # Panics
+    /// Where it isn't in a long time, or the guest ends first.
+    #[track_caller]
+    pub fn wait_until(&self, right: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let over = self.thread.is_finished() || Instant::now() > deadline;
-            if self.said.wait_for(words, Duration::from_millis(50)) {
+            if self.said.wait_until(&right, Duration::from_millis(50)) {
                 return;
             }
-            assert!(
-                !over,
-                "the guest never said {words:?}: {}",
-                self.said.text()
-            );
+            assert!(!over, "the guest never said so: {}", self.said.text());
         }
     }
 
     /// Whether the guest has said something by now.
     pub fn has_said(&self, words: &str) -> bool {
         self.said.text().contains(words)
+    }
+
+    /// What the guest has said until now.
+    pub fn said(&self) -> String {
+        self.said.text()
     }
 
     /// Waits for the VM's end.
@@ -322,11 +333,11 @@ impl Said {
             .into_owned()
     }
 
-    fn wait_for(&self, words: &str, limit: Duration) -> bool {
+    fn wait_until(&self, right: impl Fn(&str) -> bool, limit: Duration) -> bool {
         let (bytes, changed) = &*self.0;
         let lock = bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing = |bytes: &mut Vec<u8>| !String::from_utf8_lossy(bytes).contains(words);
-        let result = changed.wait_timeout_while(lock, limit, missing);
+        let wrong = |bytes: &mut Vec<u8>| !right(&String::from_utf8_lossy(bytes));
+        let result = changed.wait_timeout_while(lock, limit, wrong);
         !result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 }

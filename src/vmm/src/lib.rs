@@ -2,7 +2,7 @@
 //!
 //! [`Vm::create`] builds everything from a [`Config`] and starts nothing; [`Vm::run`] starts the
 //! vCPUs, serves the control loop on the calling thread and returns how the VM ended. A [`Handle`]
-//! stops it from elsewhere. The crate knows nothing of REST, images or containers.
+//! pauses, resumes and stops it from elsewhere. The crate knows nothing of REST, images or containers.
 
 mod arch;
 mod bus;
@@ -15,11 +15,12 @@ mod memory;
 mod pci;
 mod transport;
 mod vcpu;
+mod vcpus;
 mod vm;
 
 pub use arch::BootError;
 pub use config::{BootProtocol, Config, MAX_VCPUS, Serial, Transport};
 pub use memory::MemoryError;
 pub use transport::TransportError;
-pub use vcpu::VcpuError;
+pub use vcpus::{PauseError, VcpuError};
 pub use vm::{Error, Exit, Handle, RefreshError, Vm};

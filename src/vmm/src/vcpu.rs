@@ -1,31 +1,12 @@
-//! vCPU threads: `KVM_RUN`, the buses, and nothing else.
+//! One vCPU: `KVM_RUN`, the buses, and nothing else.
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
-use crate::vm::{Ending, Exit};
-
-/// How long a vCPU may take to leave the guest before it is left behind.
-const STOP_PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is asked.
-const STOP_INTERVAL: Duration = Duration::from_micros(100);
-
-/// Why a vCPU could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum VcpuError {
-    /// The signal that takes vCPUs out of the guest can't be caught.
-    #[error("no handler for the signal that stops vCPUs")]
-    Signal(#[source] io::Error),
-    /// No thread.
-    #[error("no thread for vCPU {0}")]
-    Thread(usize, #[source] io::Error),
-}
+use crate::vm::Exit;
 
 /// The two address spaces of the guest's devices.
 pub struct Buses {
@@ -35,88 +16,30 @@ pub struct Buses {
     pub mmio: Bus,
 }
 
-/// The vCPUs of a VM, running.
-pub struct Vcpus {
-    ending: Arc<Ending>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Vcpus {
-    /// Starts a thread for each of `vcpus`.
-    pub fn start(
-        vcpus: Vec<VcpuFd>,
-        buses: Arc<Buses>,
-        ending: Arc<Ending>,
-    ) -> Result<Self, VcpuError> {
-        register_signal_handler(SIGRTMIN(), interrupted)
-            .map_err(|error| VcpuError::Signal(error.into()))?;
-        let mut started = Self {
-            ending: ending.clone(),
-            threads: Vec::with_capacity(vcpus.len()),
-        };
-        for (index, fd) in vcpus.into_iter().enumerate() {
-            let vcpu = Vcpu {
-                index,
-                fd,
-                buses: buses.clone(),
-                ending: ending.clone(),
-            };
-            let thread = thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .spawn(move || vcpu.run())
-                .map_err(|error| VcpuError::Thread(index, error))?;
-            started.threads.push(thread);
-        }
-        Ok(started)
-    }
-}
-
-impl Drop for Vcpus {
-    /// Takes every vCPU out of the guest and waits for its thread.
-    fn drop(&mut self) {
-        self.ending.end(Exit::Stopped); // unless it has ended already
-        let deadline = Instant::now() + STOP_PATIENCE;
-        // A signal that arrives just before KVM_RUN is lost, so it is sent until it works.
-        loop {
-            self.threads.retain(|thread| !thread.is_finished());
-            if self.threads.is_empty() {
-                return;
-            }
-            if Instant::now() > deadline {
-                tracing::warn!("a vCPU does not stop: it is left behind"); // stuck in its console?
-                return;
-            }
-            for thread in &self.threads {
-                let _ = thread.kill(SIGRTMIN());
-            }
-            thread::sleep(STOP_INTERVAL);
-        }
-    }
-}
-
-/// Catching the signal is all it takes: KVM_RUN then returns EINTR.
-extern "C" fn interrupted(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
-struct Vcpu {
+/// A vCPU, on the thread that runs it.
+pub struct Vcpu {
     index: usize,
     fd: VcpuFd,
     buses: Arc<Buses>,
-    ending: Arc<Ending>,
 }
 
 impl Vcpu {
-    fn run(mut self) {
-        while !self.ending.is_over() {
-            if let Some(exit) = self.step() {
-                self.ending.end(exit);
-                return;
-            }
+    /// The vCPU of that number.
+    pub fn new(index: usize, fd: VcpuFd, buses: Arc<Buses>) -> Self {
+        Self { index, fd, buses }
+    }
+
+    /// Tells the guest, if it has asked for that by its kvmclock, that it was not running for a
+    /// while: its watchdogs then start anew instead of reporting a lockup.
+    pub fn was_paused(&self) {
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            tracing::trace!("vCPU {} has no kvmclock to tell: {error}", self.index);
         }
     }
 
     /// Runs the guest until it needs something, and gives it that. Returns how the VM ended, if it
     /// did.
-    fn step(&mut self) -> Option<Exit> {
+    pub fn step(&mut self) -> Option<Exit> {
         match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => self.buses.pio.read(port.into(), data),
             Ok(VcpuExit::IoOut(port, data)) => self.buses.pio.write(port.into(), data),

@@ -16,7 +16,8 @@ use crate::config::{Config, MAX_VCPUS};
 use crate::legacy::{I8042, SerialInput};
 use crate::memory::{self, MemoryError};
 use crate::transport::{Board, Carrier, TransportError};
-use crate::vcpu::{Buses, VcpuError, Vcpus};
+use crate::vcpu::Buses;
+use crate::vcpus::{PauseError, VcpuError, Vcpus};
 
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +145,7 @@ pub enum RefreshError {
 #[derive(Clone)]
 pub struct Handle {
     ending: Arc<Ending>,
+    vcpus: Arc<Vcpus>,
     i8042: Arc<I8042>,
     carriers: Arc<[Arc<dyn Carrier>]>,
 }
@@ -152,6 +154,30 @@ impl Handle {
     /// Ends the VM at once, whatever the guest is doing.
     pub fn stop(&self) {
         self.ending.end(Exit::Stopped);
+    }
+
+    /// Takes every vCPU out of the guest; when this has returned, all stand still. Devices finish
+    /// what they have taken and take what else is in their queues, and time goes on: the guest's
+    /// clocks count. A VM that is paused before it runs enters its guest when it is resumed. To pause
+    /// a VM that is paused changes nothing.
+    ///
+    /// # Errors
+    /// See [`PauseError`]; the VM is not paused then.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        self.vcpus.pause()
+    }
+
+    /// Lets a paused VM go on. To resume one that runs changes nothing.
+    ///
+    /// # Errors
+    /// [`PauseError::Ended`].
+    pub fn resume(&self) -> Result<(), PauseError> {
+        self.vcpus.resume()
+    }
+
+    /// Whether the VM is paused, or about to be.
+    pub fn is_paused(&self) -> bool {
+        self.vcpus.are_paused()
     }
 
     /// Has a device, counted from 0 as in [`Config::devices`], look again at what backs it: a disk
@@ -231,6 +257,7 @@ impl Vm {
             buses: Arc::new(buses),
             serial_input,
             handle: Handle {
+                vcpus: Arc::new(Vcpus::new(ending.clone())),
                 ending,
                 i8042,
                 carriers: carriers.into(),
@@ -245,7 +272,8 @@ impl Vm {
         self.handle.clone()
     }
 
-    /// Runs the VM until it ends, serving its control loop on this thread.
+    /// Runs the VM until it ends, serving its control loop on this thread. The VM can be paused
+    /// before, and is influenced from other threads by its [`Handle`].
     ///
     /// When this has returned, no vCPU runs and the devices have finished what they had taken.
     ///
@@ -253,7 +281,10 @@ impl Vm {
     /// Only where the host can't run the VM at all; how a VM ends is an [`Exit`].
     pub fn run(self) -> Result<Exit, Error> {
         let Handle {
-            ending, carriers, ..
+            ending,
+            vcpus,
+            carriers,
+            ..
         } = self.handle;
         let mut manager: EventManager<Box<dyn MutEventSubscriber>> =
             EventManager::new().map_err(Error::EventLoop)?;
@@ -261,22 +292,30 @@ impl Vm {
         if let Some(input) = self.serial_input {
             manager.add_subscriber(Box::new(input));
         }
-        let vcpus = Vcpus::start(self.vcpus, self.buses, ending.clone())?;
-        let exit = loop {
-            if let Some(exit) = ending.peek() {
-                break exit;
-            }
-            match manager.run() {
-                Ok(_) => {}
-                Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
-                Err(error) => return Err(Error::EventLoop(error)),
-            }
-        };
-        drop(vcpus);
+        let started = vcpus.start(self.vcpus, &self.buses).map_err(Error::from);
+        let exit = started.and_then(|()| serve(&mut manager, &ending));
+        vcpus.stop();
         for carrier in carriers.iter() {
             carrier.shut_down();
         }
-        Ok(exit)
+        exit
+    }
+}
+
+/// Serves the control loop until the VM has ended.
+fn serve(
+    manager: &mut EventManager<Box<dyn MutEventSubscriber>>,
+    ending: &Ending,
+) -> Result<Exit, Error> {
+    loop {
+        if let Some(exit) = ending.peek() {
+            return Ok(exit);
+        }
+        match manager.run() {
+            Ok(_) => {}
+            Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(Error::EventLoop(error)),
+        }
     }
 }
 

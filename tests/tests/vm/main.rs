@@ -5,6 +5,7 @@
 mod boot;
 mod command;
 mod ends;
+mod pause;
 mod pci;
 mod serial;
 mod soak;
