@@ -21,6 +21,13 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// No limit.
+    pub const NONE: Self = Self {
+        size: 0,
+        one_time_burst: 0,
+        refill_time: Duration::ZERO,
+    };
+
     /// So much a second, of which what one second brings may be used at once.
     pub fn per_second(tokens: u64) -> Self {
         Self {
@@ -38,6 +45,14 @@ pub struct Rate {
     pub bandwidth: Option<Bucket>,
     /// A token for each request or frame.
     pub ops: Option<Bucket>,
+}
+
+impl Rate {
+    /// No limits, in place of those that there may be.
+    pub const NONE: Self = Self {
+        bandwidth: Some(Bucket::NONE),
+        ops: Some(Bucket::NONE),
+    };
 }
 
 /// Limits work of any number of workers together. The rate may be changed at any time.
@@ -58,13 +73,15 @@ impl Limiter {
     /// A limiter whose buckets are full.
     pub fn new(rate: Rate) -> Self {
         let limiter = Self::default();
-        limiter.change(rate);
+        limiter.update(rate);
         limiter
     }
 
-    /// Limits to another rate from now on, with full buckets.
-    pub fn change(&self, rate: Rate) {
-        self.change_at(rate, Instant::now());
+    /// From now on, each bucket that is given takes the place of the one that there was, and is full.
+    /// One that is no limit only takes the old one away; where none is given, the old one stays as it
+    /// is. Workers that wait for tokens see it within [`Self::LONGEST`].
+    pub fn update(&self, rate: Rate) {
+        self.update_at(rate, Instant::now());
     }
 
     /// Whether work may begin now; if not, for how long to wait before it is worth asking again.
@@ -82,12 +99,17 @@ impl Limiter {
         }
     }
 
-    fn change_at(&self, rate: Rate, now: Instant) {
-        let mut levels = self.lock();
-        *levels = Levels {
-            bandwidth: rate.bandwidth.and_then(|bucket| Level::new(bucket, now)),
-            ops: rate.ops.and_then(|bucket| Level::new(bucket, now)),
-        };
+    fn update_at(&self, rate: Rate, now: Instant) {
+        let mut guard = self.lock();
+        let levels = &mut *guard;
+        for (level, bucket) in [
+            (&mut levels.bandwidth, rate.bandwidth),
+            (&mut levels.ops, rate.ops),
+        ] {
+            if let Some(bucket) = bucket {
+                *level = Level::new(bucket, now);
+            }
+        }
         let limited = levels.bandwidth.is_some() || levels.ops.is_some();
         self.limited.store(limited, Ordering::Release);
     }

@@ -16,7 +16,7 @@ struct Clock(Limiter, Instant);
 impl Clock {
     fn new(bandwidth: Option<Bucket>, ops: Option<Bucket>) -> Self {
         let (limiter, now) = (Limiter::default(), Instant::now());
-        limiter.change_at(Rate { bandwidth, ops }, now);
+        limiter.update_at(Rate { bandwidth, ops }, now);
         Self(limiter, now)
     }
 
@@ -108,7 +108,7 @@ fn waits_are_of_use() {
 }
 
 #[test]
-fn a_change_counts_at_once() {
+fn an_update_counts_at_once() {
     let clock = Clock::new(bucket(1, 0, 1 << 40), None);
     assert!(clock.work(u64::MAX));
     assert!(!clock.work(1));
@@ -116,10 +116,37 @@ fn a_change_counts_at_once() {
         bandwidth: bucket(10, 0, 1000),
         ops: None,
     };
-    clock.0.change_at(rate, clock.1);
+    clock.0.update_at(rate, clock.1);
     assert_eq!(clock.works(5), 2);
-    clock.0.change(Rate::default());
-    assert_eq!(clock.works(u64::MAX), 10_000);
+}
+
+#[test]
+fn an_update_leaves_what_it_does_not_name() {
+    let mut clock = Clock::new(bucket(100, 0, 1000), bucket(4, 0, 1000));
+    let update = |clock: &Clock, bandwidth, ops| {
+        clock.0.update_at(Rate { bandwidth, ops }, clock.1);
+    };
+    assert_eq!(clock.works(10), 4);
+    update(&clock, None, bucket(20, 0, 1000));
+    assert_eq!(
+        clock.works(10),
+        6,
+        "what was used of the bandwidth stays used"
+    );
+    clock.pass(1000);
+    update(&clock, None, None);
+    assert_eq!(clock.works(10), 10);
+    for nothing in [bucket(0, 7, 1000), bucket(7, 0, 0)] {
+        update(&clock, nothing, None);
+        clock.pass(1000);
+        assert_eq!(clock.works(1 << 40), 20, "only operations are counted");
+        assert!(clock.0.limited.load(Ordering::Relaxed));
+    }
+    update(&clock, None, Some(Bucket::NONE));
+    assert!(!clock.0.limited.load(Ordering::Relaxed));
+    assert_eq!(clock.works(1 << 40), 10_000);
+    update(&clock, None, bucket(3, 2, 1000));
+    assert_eq!(clock.works(1 << 40), 5);
 }
 
 proptest! {

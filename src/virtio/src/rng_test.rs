@@ -102,7 +102,7 @@ fn a_limited_device_waits_for_its_tokens() {
         std::thread::sleep(Duration::from_millis(10));
         assert_eq!(driver.used_index(), 1);
         // Nobody kicks it.
-        limiter.change(Rate::default());
+        limiter.update(Rate::NONE);
         for _ in 0..2 {
             assert_eq!(driver.wait_used().len, 64);
         }

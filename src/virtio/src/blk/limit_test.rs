@@ -45,7 +45,7 @@ fn a_limited_disk_waits_for_its_tokens() {
         std::thread::sleep(Duration::from_millis(10));
         assert_eq!(bench.driver.used_index(), 1);
         // Nobody kicks it.
-        limiter.change(Rate::default());
+        limiter.update(Rate::NONE);
         for _ in 0..2 {
             assert_eq!(bench.driver.wait_used().len, 513);
         }

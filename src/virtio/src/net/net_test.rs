@@ -467,8 +467,8 @@ fn limits_hold_frames_up_and_lose_none() {
     }
     std::thread::sleep(Duration::from_millis(10));
     assert_eq!((rx.used_index(), tx.used_index()), (1, 1));
-    receive.change(Rate::default());
-    transmit.change(Rate::default());
+    receive.update(Rate::NONE);
+    transmit.update(Rate::NONE);
     for len in [73, 74] {
         assert_eq!((rx.wait_used().len, tx.wait_used().len), (len, 0));
     }

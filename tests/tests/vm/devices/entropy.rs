@@ -39,6 +39,6 @@ fn a_limited_device_makes_its_guest_wait() {
     vm.wait_for("rng: answers=1\n");
     std::thread::sleep(Duration::from_millis(50));
     assert!(!vm.has_said("rng: answers=2"), "the limit is no limit");
-    limiter.change(Rate::default());
+    limiter.update(Rate::NONE);
     vm.end().all_well();
 }
