@@ -198,6 +198,20 @@ impl Disk {
         })
     }
 
+    /// Opens a raw file or block device to take this disk's place: for the same access, through the
+    /// same cache. `None` where it is the file that this disk is, which nobody could open again.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn open_in_place(&self, path: &Path) -> Result<Option<Self>, DiskError> {
+        if let (Layout::Raw, [file]) = (&self.layout, &self.files[..])
+            && file.is_at(path)?
+        {
+            return Ok(None);
+        }
+        Self::open_with(path, self.access, self.cache).map(Some)
+    }
+
     /// Opens an overlay: what is written goes to the file `top`, made by
     /// [`create_overlay`](crate::create_overlay); what was not written is read from the file `base`,
     /// which any number of VMs may share. `cache` is for the top: the base is read through the page

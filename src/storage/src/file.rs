@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -86,6 +86,13 @@ impl DiskFile {
     /// Its length now, in bytes.
     pub(crate) fn measure(&self) -> Result<u64, DiskError> {
         length(&self.file).map_err(|source| self.error(source))
+    }
+
+    /// Whether this is the file at `path`. Where there is none, it isn't.
+    pub(crate) fn is_at(&self, path: &Path) -> Result<bool, DiskError> {
+        let own = self.file.metadata().map_err(|source| self.error(source))?;
+        let other = fs::metadata(path);
+        Ok(other.is_ok_and(|other| (own.dev(), own.ino()) == (other.dev(), other.ino())))
     }
 
     /// Says of which file the host has said that.

@@ -82,6 +82,23 @@ pub struct QueueStart {
     pub features: u64,
 }
 
+impl QueueStart {
+    /// The same once more, so that the queue can be stopped and started again.
+    ///
+    /// # Errors
+    /// There is no descriptor left for the kick.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            memory: self.memory.clone(),
+            layout: self.layout,
+            state: self.state,
+            kick: self.kick.try_clone()?,
+            notifier: self.notifier.clone(),
+            features: self.features,
+        })
+    }
+}
+
 /// Why a queue did not start. The queue stays stopped and the transport sets `DEVICE_NEEDS_RESET`.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

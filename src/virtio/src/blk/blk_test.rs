@@ -19,6 +19,8 @@ use crate::testing::{Driver, Guest, Used};
 mod hostile;
 #[path = "limit_test.rs"]
 mod limits;
+#[path = "reopen_test.rs"]
+mod reopen;
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;

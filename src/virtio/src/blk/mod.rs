@@ -2,6 +2,7 @@
 //! io_uring of its own.
 
 mod config;
+mod control;
 mod request;
 mod worker;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use onggi_storage::{Disk, SECTOR};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
+pub use crate::blk::control::BlockControl;
 use crate::blk::request::Rules;
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::{DEFAULT_SIZE, Queue};
@@ -62,8 +64,16 @@ pub struct Block {
     description: Description,
     rules: Rules,
     limiter: Arc<Limiter>,
+    control: BlockControl,
     /// Of each queue that runs.
-    workers: Vec<Option<Worker>>,
+    running: Vec<Option<Running>>,
+}
+
+/// A queue that runs.
+struct Running {
+    worker: Worker,
+    /// With which it can run once more.
+    start: QueueStart,
 }
 
 impl Block {
@@ -95,13 +105,20 @@ impl Block {
             queue_sizes: vec![queue_size; queues.into()],
             config: config::space(&disk, queues, queue_size),
         };
+        let control = BlockControl::new(disk.clone());
         let rules = Rules { disk, id };
         Ok(Self {
             description,
             rules,
             limiter: Arc::default(),
-            workers: (0..queues).map(|_| None).collect(),
+            control,
+            running: (0..queues).map(|_| None).collect(),
         })
+    }
+
+    /// A handle to put another file behind the device.
+    pub fn control(&self) -> BlockControl {
+        self.control.clone()
     }
 
     /// Limits its requests, those of all queues together. Bytes are those of data; each request is
@@ -109,6 +126,57 @@ impl Block {
     pub fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
         self.limiter = limiter;
         self
+    }
+
+    fn run(&self, index: u16, start: QueueStart) -> Result<Running, StartError> {
+        let failed = |error| StartError::Worker(index, error);
+        let max_size = self.description.queue_sizes[usize::from(index)];
+        let again = start.try_clone().map_err(failed)?;
+        let (queue, kick) = Queue::new(index, max_size, start)?;
+        let (rules, limiter) = (self.rules.clone(), self.limiter.clone());
+        let own_kick = kick.try_clone().map_err(failed)?;
+        let make = move || {
+            worker::Server::new(queue, rules, limiter, own_kick)
+                .map(|server| move |stop: &_| server.serve(stop))
+                .map_err(io::Error::other)
+        };
+        let worker = Worker::spawn(format!("virtio-blk-{index}"), &kick, make).map_err(failed)?;
+        Ok(Running {
+            worker,
+            start: again,
+        })
+    }
+
+    /// Has every queue go on with another disk where it stopped with the old one.
+    fn change_to(&mut self, disk: Arc<Disk>) {
+        let (queues, queue_size) = (self.running.len(), self.description.queue_sizes[0]);
+        let stopped: Vec<_> = self
+            .running
+            .iter_mut()
+            .map(Running::stop_for_more)
+            .collect();
+        self.description.config = config::space(&disk, queues as u16, queue_size);
+        self.rules.disk = disk;
+        for (index, start) in (0..).zip(stopped) {
+            let Some(start) = start else { continue };
+            let notifier = start.notifier.clone();
+            match self.run(index, start) {
+                Ok(running) => self.running[usize::from(index)] = Some(running),
+                Err(error) => {
+                    tracing::error!("a disk was replaced, but not for its guest: {error}");
+                    notifier.needs_reset();
+                }
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Stops a queue if it runs. Returns with what to start it again, where it did not fail.
+    fn stop_for_more(place: &mut Option<Self>) -> Option<QueueStart> {
+        let Self { worker, mut start } = place.take()?;
+        start.state = worker.stop()?;
+        Some(start)
     }
 }
 
@@ -122,6 +190,10 @@ impl Device for Block {
     }
 
     fn refresh(&mut self) -> io::Result<bool> {
+        if let Some(disk) = self.control.take_next() {
+            self.change_to(disk);
+            return Ok(true);
+        }
         let disk = &self.rules.disk;
         let changed = disk.remeasure().map_err(io::Error::other)?;
         if changed {
@@ -132,39 +204,25 @@ impl Device for Block {
     }
 
     fn start_queue(&mut self, index: u16, start: QueueStart) -> Result<(), StartError> {
-        let max_size = self.description.queue_sizes.get(usize::from(index));
-        let worker = self.workers.get_mut(usize::from(index));
-        let (Some(&max_size), Some(worker)) = (max_size, worker) else {
-            return Err(StartError::NoSuchQueue(index));
-        };
-        if worker.is_some() {
-            return Err(StartError::AlreadyRunning(index));
+        match self.running.get(usize::from(index)) {
+            None => return Err(StartError::NoSuchQueue(index)),
+            Some(Some(_)) => return Err(StartError::AlreadyRunning(index)),
+            Some(None) => {}
         }
-        let (queue, kick) = Queue::new(index, max_size, start)?;
-        let (rules, limiter) = (self.rules.clone(), self.limiter.clone());
-        let own_kick = kick
-            .try_clone()
-            .map_err(|error| StartError::Worker(index, error))?;
-        let make = move || {
-            worker::Server::new(queue, rules, limiter, own_kick)
-                .map(|server| move |stop: &_| server.serve(stop))
-                .map_err(io::Error::other)
-        };
-        let started = Worker::spawn(format!("virtio-blk-{index}"), &kick, make)
-            .map_err(|error| StartError::Worker(index, error))?;
-        *worker = Some(started);
+        self.running[usize::from(index)] = Some(self.run(index, start)?);
         Ok(())
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
-        self.workers.get_mut(usize::from(index))?.take()?.stop()
+        let running = self.running.get_mut(usize::from(index))?.take()?;
+        running.worker.stop()
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        for worker in self.workers.iter_mut().filter_map(Option::take) {
-            worker.stop();
+        for running in self.running.iter_mut().filter_map(Option::take) {
+            running.worker.stop();
         }
     }
 }

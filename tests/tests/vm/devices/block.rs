@@ -228,6 +228,28 @@ fn a_disk_grows_and_shrinks_while_its_guest_runs() {
     vm.end().all_well();
 }
 
+#[test]
+fn another_file_is_put_behind_a_disk_while_its_guest_runs() {
+    let (folder, path) = disk();
+    let other = folder.path().join("other");
+    fs::write(&other, pattern::sectors(9, 0, 2 * SECTORS)).unwrap();
+    let open = Disk::open(&path, Access::ReadWrite).unwrap();
+    let block = Block::new(Arc::new(open), BlockOptions::default()).unwrap();
+    let control = block.control();
+    let vm = guest("blk-resize,blk-read,blk-write")
+        .with("seed=9 sectors=16")
+        .device(block)
+        .start();
+    vm.wait_for("before=8192\n");
+    assert!(control.reopen(&folder.path().join("none")).is_err());
+    assert!(!vm.handle.refresh_device(0).unwrap());
+    control.reopen(&other).unwrap();
+    assert!(vm.handle.refresh_device(0).unwrap());
+    vm.wait_for("after=16384\n");
+    vm.end().all_well();
+    assert!(fs::read(&path).unwrap() == pattern::sectors(0, 0, SECTORS));
+}
+
 /// What the guest does with a disk, whatever is behind it.
 const EVERYTHING: &str = "blk-write,blk-read,blk-depth,blk-limits,blk-shapes";
 
