@@ -1,9 +1,9 @@
 //! Firecracker's rate limiters: token buckets.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// `rate_limiter`, `rx_rate_limiter` and `tx_rate_limiter`.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiter {
     /// A token for each byte.
@@ -13,7 +13,7 @@ pub struct RateLimiter {
 }
 
 /// A bucket that fills up steadily. Without a size or a time it is no limit.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenBucket {
     /// Tokens that fit in.

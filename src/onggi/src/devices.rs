@@ -158,7 +158,7 @@ pub fn for_container(
     let guest = Disk::open(guest, Access::ReadOnly)?;
     // It has no name, and so does not outlive the VM: nothing on it needs to reach the host's disk.
     let scratch = Disk::open_with(scratch, Access::ReadWrite, Cache::Unsafe)?;
-    let plain = |disk, serial| block(disk, serial, vcpus, DEFAULT_SIZE, Rate::default());
+    let plain = |disk, serial| block(disk, serial, vcpus, DEFAULT_SIZE, Arc::default());
     Ok(vec![
         plain(guest, GUEST_DISK)?,
         plain(Disk::gpt(&partitions)?, LAYERS_DISK)?,
@@ -184,6 +184,17 @@ pub struct Microvm {
     pub socket: Option<SocketFile>,
     /// What runs beside the VM, and by which device.
     pub passts: Vec<(usize, Process)>,
+    /// What can be changed while the VM runs.
+    pub controls: Controls,
+}
+
+/// What of the devices can be changed while the VM runs, in the order in which they were described.
+#[derive(Debug, Default, Clone)]
+pub struct Controls {
+    /// The limits of each disk; nothing for one that another process serves.
+    pub drives: Vec<Option<Arc<Limiter>>>,
+    /// Those of each network device, for frames to and from the guest.
+    pub network: Vec<[Arc<Limiter>; 2]>,
 }
 
 /// The devices of a plain microVM.
@@ -199,20 +210,24 @@ pub fn for_microvm(
 ) -> Result<Microvm, Error> {
     let mut passts = Vec::new();
     let mut devices: Devices = Vec::new();
+    let mut controls = Controls::default();
     for drive in drives {
-        devices.push(match &drive.spec {
-            DiskSpec::File(spec) => block(
-                open(spec)?,
-                &drive.serial,
-                vcpus,
-                spec.queue_size,
-                spec.rate,
-            )?,
-            DiskSpec::VhostUser(spec) => vhost_user(spec, vcpus)?,
-        });
+        let (device, limiter) = match &drive.spec {
+            DiskSpec::File(spec) => {
+                let limiter = Arc::new(Limiter::new(spec.rate));
+                let (disk, size) = (open(spec)?, spec.queue_size);
+                let device = block(disk, &drive.serial, vcpus, size, limiter.clone())?;
+                (device, Some(limiter))
+            }
+            DiskSpec::VhostUser(spec) => (vhost_user(spec, vcpus)?, None),
+        };
+        devices.push(device);
+        controls.drives.push(limiter);
     }
     for spec in nets {
-        let (device, passt) = network(spec, vcpus)?;
+        let limiters = [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
+        let (device, passt) = network(spec, vcpus, limiters.clone())?;
+        controls.network.push(limiters);
         passts.extend(passt.map(|process| (devices.len(), process)));
         devices.push(device);
     }
@@ -232,6 +247,7 @@ pub fn for_microvm(
         devices,
         socket,
         passts,
+        controls,
     })
 }
 
@@ -274,7 +290,7 @@ fn block(
     serial: &str,
     vcpus: u8,
     queue_size: u16,
-    rate: Rate,
+    limiter: Arc<Limiter>,
 ) -> Result<Box<dyn Device>, Error> {
     let options = BlockOptions {
         serial: serial.chars().take(MAX_SERIAL).collect(),
@@ -282,11 +298,15 @@ fn block(
         queue_size,
     };
     let device = Block::new(Arc::new(disk), options)?;
-    Ok(Box::new(device.limited_by(Arc::new(Limiter::new(rate)))))
+    Ok(Box::new(device.limited_by(limiter)))
 }
 
 /// A network device, and the passt at the other end of its link where that is what it has.
-fn network(spec: &NetSpec, vcpus: u8) -> Result<(Box<dyn Device>, Option<Process>), Error> {
+fn network(
+    spec: &NetSpec,
+    vcpus: u8,
+    [receive, transmit]: [Arc<Limiter>; 2],
+) -> Result<(Box<dyn Device>, Option<Process>), Error> {
     let mac = spec.mac.map_or_else(Mac::random, Ok).map_err(Error::Mac)?;
     let (net, passt) = match &spec.link {
         LinkSpec::Tap {
@@ -316,8 +336,6 @@ fn network(spec: &NetSpec, vcpus: u8) -> Result<(Box<dyn Device>, Option<Process
         }
     };
     let net = net.with_queue_size(spec.queue_size)?;
-    let [receive, transmit] =
-        [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
     Ok((Box::new(net.limited_by(receive, transmit)), passt))
 }
 
@@ -344,7 +362,7 @@ fn pairs(asked: Option<u16>, vcpus: u8) -> Queues {
 
 /// A Unix socket's name, removed when this is dropped.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile(pub PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -366,7 +384,7 @@ fn listen(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     }
 }
 
-fn is_stale(path: &Path) -> bool {
+pub fn is_stale(path: &Path) -> bool {
     let socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     socket
         && UnixStream::connect(path)

@@ -12,19 +12,24 @@ mod hypervisor;
 mod images;
 mod log;
 mod output;
+mod plan;
 mod progress;
 mod pump;
 mod run;
+mod serial;
 mod state;
 mod terminal;
+mod vmm;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::exit;
 
 use clap::Parser;
 
 use cli::{Cli, Command, UsageError};
 use error::{FAILED, Failure};
+use vmm::{FirecrackerArgs, VmmArgs};
 
 fn main() {
     terminal::restore_on_panic();
@@ -43,22 +48,18 @@ fn main() {
 }
 
 fn start() -> Result<u8, Failure> {
+    if is_called("firecracker") {
+        return match FirecrackerArgs::try_parse() {
+            Ok(args) => {
+                log::from_environment()?;
+                start_vmm(args.vmm)
+            }
+            Err(error) => reject(&error),
+        };
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() => {
-            let arguments: Vec<String> = std::env::args_os()
-                .map(|argument| argument.to_string_lossy().into_owned())
-                .collect();
-            if arguments.len() > 1 {
-                return Err(UsageError::new(&error, &arguments).into());
-            }
-            let _ = error.print();
-            return Ok(FAILED);
-        }
-        Err(help) => {
-            let _ = help.print();
-            return Ok(0);
-        }
+        Err(error) => return reject(&error),
     };
     log::from_environment()?;
     match cli.command {
@@ -67,10 +68,38 @@ fn start() -> Result<u8, Failure> {
         Command::Pull(args) => images::pull(&args),
         Command::Rmi(args) => images::remove(&args),
         Command::Boot(args) => boot::run(*args),
+        Command::Vmm(args) => start_vmm(*args),
         Command::Disk(command) => disks::run(&command),
         Command::Version => {
             output::print(concat!("onggi ", env!("CARGO_PKG_VERSION"), "\n"))?;
             Ok(0)
         }
     }
+}
+
+/// Whether the program has that name.
+fn is_called(name: &str) -> bool {
+    let program = std::env::args_os().next();
+    program.is_some_and(|program| Path::new(&program).file_name().is_some_and(|it| it == name))
+}
+
+fn start_vmm(args: VmmArgs) -> Result<u8, Failure> {
+    if args.version {
+        output::print(&VmmArgs::version_text())?;
+        return Ok(0);
+    }
+    vmm::run(args)
+}
+
+/// Says what is wrong with the command line, or what was asked for with `--help`.
+fn reject(error: &clap::Error) -> Result<u8, Failure> {
+    let arguments = std::env::args_os();
+    let arguments: Vec<String> = arguments
+        .map(|it| it.to_string_lossy().into_owned())
+        .collect();
+    if error.use_stderr() && arguments.len() > 1 {
+        return Err(UsageError::new(error, &arguments).into());
+    }
+    let _ = error.print();
+    Ok(if error.use_stderr() { FAILED } else { 0 })
 }

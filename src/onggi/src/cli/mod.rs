@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use crate::vmm::VmmArgs;
+
 pub use usage::UsageError;
 pub use values::{
     Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, Vhost, VhostUserDisk,
@@ -35,6 +37,8 @@ pub enum Command {
     Rmi(RmiArgs),
     /// Boot a kernel in a plain microVM, without any container
     Boot(Box<BootArgs>),
+    /// Serve Firecracker's REST API for one microVM
+    Vmm(Box<VmmArgs>),
     /// Make overlays of disks, and look at them
     #[command(subcommand)]
     Disk(DiskCommand),

@@ -1,7 +1,8 @@
 use std::error::Error as _;
+use std::path::PathBuf;
 
 use super::*;
-use crate::rate::TokenBucket;
+use crate::rate::{RateLimiter, TokenBucket};
 
 const KERNEL: &str = r#""boot-source": {"kernel_image_path": "vmlinux"}"#;
 
@@ -53,12 +54,10 @@ fn whole_file() {
     )
     .unwrap();
 
-    assert_eq!(
-        config.boot_source.kernel_image_path,
-        PathBuf::from("vmlinux.bin")
-    );
-    assert_eq!(config.machine.vcpu_count, 2);
-    assert_eq!(config.machine.mem_size_mib, 1024);
+    let source = config.boot_source.as_ref().unwrap();
+    assert_eq!(source.kernel_image_path, PathBuf::from("vmlinux.bin"));
+    assert_eq!(config.machine_config.vcpu_count, 2);
+    assert_eq!(config.machine_config.mem_size_mib, 1024);
     assert_eq!(config.entropy, Some(Entropy::default()));
     assert_eq!(
         config.vsock,
@@ -84,7 +83,7 @@ fn whole_file() {
 #[test]
 fn defaults() {
     let config = parse("").unwrap();
-    assert_eq!(config.machine, MachineConfig::default());
+    assert_eq!(config.machine_config, MachineConfig::default());
     assert!(config.drives.is_empty() && config.entropy.is_none() && config.vsock.is_none());
     assert_eq!(config.command_line("quiet"), "quiet");
 }
@@ -103,10 +102,6 @@ fn root_by_partition() {
 fn parts_that_do_not_exist_are_named() {
     for (json, part) in [
         (r#","balloon":{"amount_mib":1}"#, "balloon"),
-        (
-            r#","network-interfaces":[{"iface_id":"e","host_dev_name":"t","mtu":1400}]"#,
-            "network-interfaces.mtu",
-        ),
         (r#","metrics":{"metrics_path":"m"}"#, "metrics"),
         (r#","mmds-config":{}"#, "mmds-config"),
         (r#","cpu-config":"template.json""#, "cpu-config"),
@@ -158,7 +153,7 @@ fn values_out_of_range() {
 #[test]
 fn network_interfaces() {
     let one = |rest: &str| {
-        parse(&format!(r#","network-interfaces":[{rest}]"#)).map(|config| config.network)
+        parse(&format!(r#","network-interfaces":[{rest}]"#)).map(|config| config.network_interfaces)
     };
     let given = one(
         r#"{"iface_id":"eth0","guest_mac":"02:00:00:00:00:01","host_dev_name":"tap0"},
@@ -236,7 +231,7 @@ fn rate_limiters() {
     let drive = config.drives[0].rate_limiter;
     assert_eq!(drive.bandwidth, bucket(1000, 50, 100));
     assert_eq!(drive.ops, bucket(5, 0, 1000));
-    let interface = &config.network[0];
+    let interface = &config.network_interfaces[0];
     assert_eq!(interface.rx_rate_limiter, RateLimiter::default());
     assert_eq!(interface.tx_rate_limiter.ops, bucket(0, 0, 0));
     for wrong in [
