@@ -5,7 +5,12 @@
 //! it is worth a few functions of our own. An access that does cross regions takes the long way.
 //!
 //! Guest memory never becomes a Rust reference: it is copied from and to ([`read`], [`write`]), or
-//! its address is handed to the kernel ([`pieces`]).
+//! its address is handed to the kernel ([`pieces`]). What the guest does not use goes back to the host
+//! ([`give_back`]).
+
+mod release;
+
+pub use release::give_back;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -31,6 +36,7 @@ fn region(
     let end = start.0.checked_add(len as u64)?;
     (end <= region.len()).then_some((region, start))
 }
+
 /// Whether all of `len` bytes from `addr` are guest memory.
 pub fn holds(memory: &GuestMemoryMmap, addr: GuestAddress, len: usize) -> bool {
     region(memory, addr, len).is_some() || GuestMemoryBackend::check_range(memory, addr, len)

@@ -121,6 +121,12 @@ pub trait Device: Send {
     /// What the device is. Features, queue sizes and type never change.
     fn description(&self) -> &Description;
 
+    /// The driver reads the configuration space: fills `data` from `offset` on, with zeros beyond the
+    /// end. Devices whose configuration changes while they work override this.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        copy_config(&self.description().config, offset, data);
+    }
+
     /// The driver writes to the configuration space. Devices without writable fields ignore it.
     fn write_config(&mut self, offset: u64, data: &[u8]);
 
@@ -144,4 +150,14 @@ pub trait Device: Send {
     /// came. Returns `None` where the queue does not run; calling it again is no error. When it has
     /// returned, the device touches neither guest memory nor the notifier for that queue.
     fn stop_queue(&mut self, index: u16) -> Option<QueueState>;
+}
+
+/// Fills `data` with what lies in `config` from `offset` on, and with zeros beyond its end.
+pub fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    let at = usize::try_from(offset).unwrap_or(usize::MAX);
+    let known = config.get(at..).unwrap_or_default();
+    data.fill(0);
+    for (byte, known) in data.iter_mut().zip(known) {
+        *byte = *known;
+    }
 }

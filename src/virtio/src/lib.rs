@@ -2,6 +2,7 @@
 //! of KVM and of the formats of files.
 #![forbid(unsafe_code)]
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod device;

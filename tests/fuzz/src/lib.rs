@@ -15,7 +15,7 @@ mod subjects;
 pub use backend::vhost;
 pub use bus::pci;
 pub use disks::{overlay, qcow2};
-pub use subjects::{blk, net, rng, vsock};
+pub use subjects::{balloon, blk, net, rng, vsock};
 
 use onggi_api::config::VmConfig;
 use onggi_protocol::{GuestMessage, HostMessage, Opening, read_frame, write_frame};
@@ -24,7 +24,8 @@ use onggi_protocol::{GuestMessage, HostMessage, Opening, read_frame, write_frame
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
+    ("balloon", balloon),
     ("blk", blk),
     ("config", config),
     ("frame", frame),

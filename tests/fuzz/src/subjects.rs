@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use onggi_network::{Link, Mac, Offloads};
 use onggi_storage::{Access, Disk};
+use onggi_virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
 use onggi_virtio::blk::{Block, BlockOptions};
 use onggi_virtio::net::Net;
 use onggi_virtio::rng::Entropy;
@@ -42,6 +43,47 @@ pub fn blk(input: &[u8]) {
 pub fn rng(input: &[u8]) {
     let mut device = Entropy::new().expect("a device");
     play(&mut device, &mut (), input);
+}
+
+/// Who uses a balloon.
+struct Owner(BalloonControl);
+
+impl Host for Owner {
+    fn send(&mut self, bytes: &[u8]) {
+        let mib = bytes.first().map_or(0, |byte| u32::from(*byte));
+        // Larger than the guest is refused.
+        let _ = self.0.set_target(mib);
+        let _ = self.0.set_polling_interval(1 + bytes.len() as u16);
+    }
+
+    fn receive(&mut self) {
+        let size = self.0.size();
+        assert!(size.target_mib <= self.0.options().memory_mib);
+        self.0.statistics().expect("statistics are on");
+    }
+
+    fn connect(&mut self, opens: bool) {
+        let hinting = match opens {
+            true => self.0.start_hinting(true),
+            false => self.0.stop_hinting(),
+        };
+        hinting.expect("hinting is on");
+    }
+}
+
+/// A balloon with everything.
+pub fn balloon(input: &[u8]) {
+    let options = BalloonOptions {
+        target_mib: 1,
+        memory_mib: 128,
+        deflate_on_oom: true,
+        polling_interval: 1,
+        free_page_hinting: true,
+        free_page_reporting: true,
+    };
+    let mut device = Balloon::new(options).expect("a device");
+    let mut owner = Owner(device.control());
+    play(&mut device, &mut owner, input);
 }
 
 /// A link whose frames stay in this process.

@@ -29,6 +29,11 @@ fn replay(name: &str) {
 }
 
 #[test]
+fn balloon() {
+    replay("balloon");
+}
+
+#[test]
 fn blk() {
     replay("blk");
 }

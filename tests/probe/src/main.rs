@@ -22,6 +22,7 @@ mod serial;
 
 mod acpi;
 mod attack;
+mod balloon;
 mod blk;
 mod boot;
 mod cpu;

@@ -4,7 +4,7 @@ use crate::cpu;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
 use crate::phys::{self, MAPPED};
-use crate::{acpi, attack, blk, net, pci, rng, serial, smp, vsock};
+use crate::{acpi, attack, balloon, blk, net, pci, rng, serial, smp, vsock};
 
 /// Runs one probe:
 ///
@@ -12,7 +12,7 @@ use crate::{acpi, attack, blk, net, pci, rng, serial, smp, vsock};
 /// - `memory` touches all memory, `initrd` sums the initrd, `cpus` starts `cpus=` processors,
 ///   `acpi` checks the tables, `echo` sends received bytes back until a dot, `ports` touches odd
 ///   ports;
-/// - `blk-…`, `net-…`, `rng`, `vsock-…`: the devices; `pci-…`: the bus that they are on;
+/// - `balloon`, `blk-…`, `net-…`, `rng`, `vsock-…`: the devices; `pci-…`: the bus that they are on;
 /// - `attack`: everything that a driver must not do, to the device of type `kind=`.
 pub fn run(name: &str, machine: &Machine) -> Result<()> {
     match name {
@@ -40,6 +40,7 @@ pub fn run(name: &str, machine: &Machine) -> Result<()> {
         "acpi" => acpi::run(machine),
         "echo" => echo(),
         "ports" => ports(),
+        "balloon" => balloon::run(machine),
         "rng" => rng::run(machine),
         "attack" => attack::run(machine),
         _ => match name.split_once('-') {

@@ -16,6 +16,10 @@ mod on_mmio {
     use onggi_tests::guest::Guest;
     use onggi_vmm::Transport;
 
+    /// Tells the VMs of this transport from those of the other.
+    const MARK: u64 = 0;
+
+    mod balloon;
     mod block;
     mod entropy;
     mod malice;
@@ -35,6 +39,10 @@ mod on_pci {
     use onggi_tests::guest::Guest;
     use onggi_vmm::Transport;
 
+    /// Tells the VMs of this transport from those of the other.
+    const MARK: u64 = 1;
+
+    mod balloon;
     mod block;
     mod entropy;
     mod malice;

@@ -250,14 +250,7 @@ impl<S: Signals> Control<S> {
 
     /// Reads the configuration space; zeros beyond its end.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let state = self.lock();
-        let config = &state.device.description().config;
-        let at = usize::try_from(offset).unwrap_or(usize::MAX);
-        let known = config.get(at..).unwrap_or_default();
-        data.fill(0);
-        for (byte, known) in data.iter_mut().zip(known) {
-            *byte = *known;
-        }
+        self.lock().device.read_config(offset, data);
     }
 
     /// Writes to the configuration space.

@@ -1,5 +1,6 @@
 //! A device made live, with one of its queues in the attacker's hands.
 
+use crate::balloon;
 use crate::blk;
 use crate::device::{Device, feature};
 use crate::failure::Result;
@@ -40,6 +41,8 @@ impl Victim<'_> {
     /// The queues that are worth an attack.
     pub fn queues(&self) -> &'static [u16] {
         match self.kind {
+            // The one between them gives nothing back but from time to time.
+            balloon::BALLOON => &[0, 1, 3, 4],
             vsock::SOCKET => &[queue_index::TRANSMIT, queue_index::RECEIVE],
             _ if self.has_pairs() => &[0, 1, 2, 3, NET_CONTROL],
             net::NETWORK => &[0, 1],
@@ -52,11 +55,12 @@ impl Victim<'_> {
         self.kind == net::NETWORK && self.device.offered() & net::PAIRS == net::PAIRS
     }
 
-    /// A queue that no device has, unless it is one with pairs.
+    /// A queue that the device doesn't have.
     pub fn past_last_queue(&self) -> u32 {
-        match self.has_pairs() {
-            true => u32::from(NET_CONTROL) + 1,
-            false => 3,
+        match self.kind {
+            _ if self.has_pairs() => u32::from(NET_CONTROL) + 1,
+            balloon::BALLOON => balloon::QUEUES.into(),
+            _ => 3,
         }
     }
 
@@ -64,10 +68,12 @@ impl Victim<'_> {
     pub fn engage(&self, index: u16) -> Result<Battle<'_>> {
         let machine = self.machine;
         let own = match self.kind {
+            balloon::BALLOON => balloon::EVERYTHING,
             net::NETWORK => net::PAIRS,
             _ => blk::SECTOR_FEATURES,
         };
         let others = match self.kind {
+            balloon::BALLOON => 0..balloon::QUEUES,
             vsock::SOCKET => 0..3,
             _ if self.has_pairs() => 0..NET_CONTROL + 1,
             net::NETWORK => 0..2,

@@ -17,7 +17,7 @@ use crate::blk::{self, Blk};
 use crate::cpu;
 use crate::failure::{Result, ensure, failure};
 use crate::machine::Machine;
-use crate::{net, rng, vsock};
+use crate::{balloon, net, rng, vsock};
 
 /// An attack. It fails only where it sees the device do wrong while it is under attack.
 type Attack = fn(&Victim) -> Result<()>;
@@ -72,6 +72,7 @@ fn recover(victim: &Victim) -> Result<()> {
     let machine = victim.machine;
     machine.free_all();
     match victim.kind {
+        balloon::BALLOON => balloon::work(machine, victim.device),
         blk::BLOCK => blk::work(&mut Blk::open(machine)?, machine),
         rng::ENTROPY => rng::work(machine, victim.device),
         net::NETWORK => net::work(machine, victim.device),
