@@ -13,7 +13,7 @@ use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
 use onggi_vhost::{
     self as vhost, KernelNet, VhostNet, VhostNetError, VhostUserBlock, VhostUserBlockOptions,
 };
-use onggi_virtio::blk::{Block, BlockError, BlockOptions};
+use onggi_virtio::blk::{Block, BlockControl, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
 use onggi_virtio::queue::DEFAULT_SIZE;
@@ -158,7 +158,10 @@ pub fn for_container(
     let guest = Disk::open(guest, Access::ReadOnly)?;
     // It has no name, and so does not outlive the VM: nothing on it needs to reach the host's disk.
     let scratch = Disk::open_with(scratch, Access::ReadWrite, Cache::Unsafe)?;
-    let plain = |disk, serial| block(disk, serial, vcpus, DEFAULT_SIZE, Arc::default());
+    let plain = |disk, serial| -> Result<Box<dyn Device>, Error> {
+        let device = block(disk, serial, vcpus, DEFAULT_SIZE, Arc::default())?;
+        Ok(Box::new(device))
+    };
     Ok(vec![
         plain(guest, GUEST_DISK)?,
         plain(Disk::gpt(&partitions)?, LAYERS_DISK)?,
@@ -188,11 +191,20 @@ pub struct Microvm {
     pub controls: Controls,
 }
 
+/// What of a disk can be changed while the VM runs.
+#[derive(Debug, Clone)]
+pub struct DriveControl {
+    /// What is behind it.
+    pub medium: BlockControl,
+    /// How fast it is.
+    pub limiter: Arc<Limiter>,
+}
+
 /// What of the devices can be changed while the VM runs, in the order in which they were described.
 #[derive(Debug, Default, Clone)]
 pub struct Controls {
-    /// The limits of each disk; nothing for one that another process serves.
-    pub drives: Vec<Option<Arc<Limiter>>>,
+    /// Of each disk; nothing of one that another process serves. The disks are the first devices.
+    pub drives: Vec<Option<DriveControl>>,
     /// Those of each network device, for frames to and from the guest.
     pub network: Vec<[Arc<Limiter>; 2]>,
 }
@@ -212,17 +224,19 @@ pub fn for_microvm(
     let mut devices: Devices = Vec::new();
     let mut controls = Controls::default();
     for drive in drives {
-        let (device, limiter) = match &drive.spec {
+        let (device, control) = match &drive.spec {
             DiskSpec::File(spec) => {
                 let limiter = Arc::new(Limiter::new(spec.rate));
                 let (disk, size) = (open(spec)?, spec.queue_size);
                 let device = block(disk, &drive.serial, vcpus, size, limiter.clone())?;
-                (device, Some(limiter))
+                let medium = device.control();
+                let device: Box<dyn Device> = Box::new(device);
+                (device, Some(DriveControl { medium, limiter }))
             }
             DiskSpec::VhostUser(spec) => (vhost_user(spec, vcpus)?, None),
         };
         devices.push(device);
-        controls.drives.push(limiter);
+        controls.drives.push(control);
     }
     for spec in nets {
         let limiters = [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
@@ -291,14 +305,14 @@ fn block(
     vcpus: u8,
     queue_size: u16,
     limiter: Arc<Limiter>,
-) -> Result<Box<dyn Device>, Error> {
+) -> Result<Block, Error> {
     let options = BlockOptions {
         serial: serial.chars().take(MAX_SERIAL).collect(),
         queues: u16::from(vcpus).clamp(1, MOST_QUEUES),
         queue_size,
     };
     let device = Block::new(Arc::new(disk), options)?;
-    Ok(Box::new(device.limited_by(limiter)))
+    Ok(device.limited_by(limiter))
 }
 
 /// A network device, and the passt at the other end of its link where that is what it has.

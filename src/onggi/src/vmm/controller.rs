@@ -126,16 +126,29 @@ impl Controller {
         let id = &update.drive_id;
         let found = self.config.drives.iter().position(|it| it.drive_id == *id);
         let index = found.ok_or_else(|| Fault::Other(format!("there is no drive '{id}'")))?;
-        let limiter = match &self.running()?.controls.drives[index] {
-            Some(limiter) => limiter,
-            None => return Err(Fault::Other(format!("drive '{id}' is served elsewhere"))),
+        let running = self.running()?;
+        let Some(control) = &running.controls.drives[index] else {
+            // Whoever serves it may have changed it.
+            let refreshed = running.vm.refresh_device(index);
+            return refreshed.map(drop).map_err(|error| Fault::of(&error));
         };
-        if update.path_on_host.is_some() {
-            return Err(Fault::NotSupported("another 'path_on_host' of a drive"));
+        if let Some(path) = &update.path_on_host {
+            let reopened = control.medium.reopen(path);
+            reopened.map_err(|error| Fault::of(&error))?;
+        }
+        if update.path_on_host.is_some() || update.rate_limiter.is_none() {
+            let refreshed = running.vm.refresh_device(index);
+            refreshed.map_err(|error| Fault::of(&error))?;
         }
         if let Some(limits) = update.rate_limiter {
-            limiter.update(rate(&limits));
-            replace(&mut self.config.drives[index].rate_limiter, limits);
+            control.limiter.update(rate(&limits));
+        }
+        let drive = &mut self.config.drives[index];
+        if let Some(path) = &update.path_on_host {
+            drive.backing = Backing::File(path.clone());
+        }
+        if let Some(limits) = update.rate_limiter {
+            replace(&mut drive.rate_limiter, limits);
         }
         Ok(())
     }
