@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use crate::sys;
 use crate::vectors::{Readable, Writable};
@@ -55,6 +56,12 @@ pub trait Link: AsFd + Send + Sync {
     /// `WouldBlock` where no frame waits, otherwise the kernel's.
     fn receive(&self, into: &mut Writable, count: usize, spill: &mut [u8]) -> io::Result<usize> {
         sys::read(self.as_fd(), into, count, spill)
+    }
+
+    /// After which time frames may be there of which the descriptor tells nothing, at the earliest:
+    /// none where they are there now. `None` where the descriptor tells of all.
+    fn due(&self) -> Option<Duration> {
+        None
     }
 
     /// Sends a frame.

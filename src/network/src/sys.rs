@@ -76,6 +76,24 @@ pub(crate) fn copy_from(from: &Readable, skip: usize, to: &mut Vec<u8>) {
     }
 }
 
+/// Copies the front of a frame from guest memory to `to`. Returns how many bytes there were and had
+/// room.
+pub(crate) fn copy_front(from: &Readable, to: &mut [u8]) -> usize {
+    let mut copied = 0;
+    for vector in from.list() {
+        let to = &mut to[copied..];
+        let len = vector.iov_len.min(to.len());
+        if len == 0 {
+            break;
+        }
+        // SAFETY: `from` keeps the memory mapped, and `to` has room for as many bytes. The guest may
+        // write there meanwhile, which makes the bytes any bytes.
+        unsafe { std::ptr::copy(vector.iov_base.cast::<u8>(), to.as_mut_ptr(), len) };
+        copied += len;
+    }
+    copied
+}
+
 /// Copies `parts`, one after the other, to where [`read`] would put them. Returns how many bytes
 /// found room.
 pub(crate) fn copy_to(

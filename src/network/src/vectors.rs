@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
 
+use crate::sys;
+
 /// The most vectors that one system call takes (`UIO_MAXIOV`), less one for what spills over.
 const MAX_VECTORS: usize = 1023;
 
@@ -149,6 +151,12 @@ impl Writable {
         self.0.forget_front(count);
     }
 
+    /// Copies a frame to the first `count` vectors, and what has no room there to `spill`. Returns
+    /// how many bytes found room.
+    pub fn fill(&mut self, count: usize, frame: &[u8], spill: &mut [u8]) -> usize {
+        sys::copy_to([frame, &[]], self, count, spill)
+    }
+
     /// Calls `f` with the first `count` vectors and one for `spill` behind them.
     pub(crate) fn with_spill<T>(
         &mut self,
@@ -194,8 +202,19 @@ impl Readable {
         self.0.push(memory, ranges, Permissions::Read)
     }
 
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Copies the front of the frame to `to`, as far as there is room. Returns how many bytes those
+    /// are. The guest may change them at any time, so that they may be others the next time.
+    pub fn peek(&self, to: &mut [u8]) -> usize {
+        sys::copy_front(self, to)
+    }
+
     /// Bytes of the frame.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.0.len
     }
 

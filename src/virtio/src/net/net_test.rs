@@ -565,5 +565,7 @@ fn the_rest_of_a_frame_is_sent_though_no_other_follows() {
     device.stop_queue(1).unwrap();
 }
 
+#[path = "due_test.rs"]
+mod due;
 #[path = "pairs_test.rs"]
 mod pairs;

@@ -99,7 +99,7 @@ impl Pair {
         let (orders, taken) = mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("virtio-net-{number}"))
-            .spawn(move || Server::new(taken, ports, wait).serve())?;
+            .spawn(move || Server::new(taken, ports, number, wait).serve())?;
         Ok(Self {
             orders: Some(orders),
             bell,
@@ -151,7 +151,8 @@ impl Drop for Pair {
 struct Server {
     orders: mpsc::Receiver<Order>,
     /// Keeps the link open for which `wait` waits.
-    _ports: Arc<Ports>,
+    ports: Arc<Ports>,
+    number: u16,
     wait: Wait,
     receiver: Option<(Box<Receiver>, RawFd)>,
     sender: Option<(Box<Sender>, RawFd)>,
@@ -161,10 +162,11 @@ struct Server {
 }
 
 impl Server {
-    fn new(orders: mpsc::Receiver<Order>, ports: Arc<Ports>, wait: Wait) -> Self {
+    fn new(orders: mpsc::Receiver<Order>, ports: Arc<Ports>, number: u16, wait: Wait) -> Self {
         Self {
             orders,
-            _ports: ports,
+            ports,
+            number,
             wait,
             receiver: None,
             sender: None,
@@ -246,6 +248,13 @@ impl Server {
         if receiving == Next::Turn || sending == Next::Turn {
             return Ok(());
         }
+        let due = match receiving {
+            Next::Link(_) => self.ports.of_pair(self.number).due(),
+            _ => None,
+        };
+        if due == Some(Duration::ZERO) {
+            return Ok(());
+        }
         let link = receiving.link() | sending.link();
         if sending.is_for_buffers() && self.look(link)? {
             return Ok(());
@@ -254,7 +263,7 @@ impl Server {
             return Ok(());
         }
         let asleep = Instant::now();
-        let timeouts = [receiving.timeout(), sending.timeout()];
+        let timeouts = [receiving.timeout(), sending.timeout(), due];
         self.wait.wait(link, timeouts.into_iter().flatten().min())?;
         self.polling.woken_after(asleep.elapsed());
         Ok(())

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use onggi_network::{Link, Readable, Writable};
 use vmm_sys_util::eventfd::EventFd;
@@ -113,6 +114,11 @@ impl Port {
         self.while_on(|link| link.receive(into, count, spill))
     }
 
+    /// When the link has frames of which its descriptor tells nothing, as [`Link::due`].
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.link.due()
+    }
+
     /// Sends a frame, as [`Link::send`].
     pub(super) fn send(&self, frame: &Readable) -> io::Result<()> {
         self.while_on(|link| link.send(frame))
@@ -156,6 +162,11 @@ impl Port {
 
     fn switched(&self) {
         self.switches.fetch_add(1, Ordering::AcqRel);
+        self.wake_receiver();
+    }
+
+    /// Has the receiver look at the link again.
+    pub(super) fn wake_receiver(&self) {
         let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Err(error)) = receiver.as_ref().map(|kick| kick.write(1)) {
             // The counter is full, so that the receiver is awake anyway.

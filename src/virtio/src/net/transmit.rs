@@ -122,13 +122,20 @@ impl Sender {
             .map_err(io::Error::other)?;
         loop {
             // What comes by a pair that isn't in use is none the worse for it.
-            let port = match self.own_port().is_on() {
+            let is_on = self.own_port().is_on();
+            let port = match is_on {
                 true => self.own_port(),
                 false => self.ports.first(),
             };
             match port.send(&self.frame) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
+                result => {
+                    // The own receiver looks for answers in its turn, another one is told.
+                    if !is_on && port.due() == Some(Duration::ZERO) {
+                        port.wake_receiver();
+                    }
+                    return result;
+                }
             }
         }
     }
