@@ -9,12 +9,14 @@ mod backend;
 mod bus;
 mod device;
 mod disks;
+mod metadata;
 mod program;
 mod subjects;
 
 pub use backend::vhost;
 pub use bus::pci;
 pub use disks::{overlay, qcow2};
+pub use metadata::mmds;
 pub use subjects::{balloon, blk, net, rng, vsock};
 
 use onggi_api::config::VmConfig;
@@ -24,11 +26,12 @@ use onggi_protocol::{GuestMessage, HostMessage, Opening, read_frame, write_frame
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("balloon", balloon),
     ("blk", blk),
     ("config", config),
     ("frame", frame),
+    ("mmds", mmds),
     ("net", net),
     ("overlay", overlay),
     ("pci", pci),

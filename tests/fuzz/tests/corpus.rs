@@ -49,6 +49,11 @@ fn frame() {
 }
 
 #[test]
+fn mmds() {
+    replay("mmds");
+}
+
+#[test]
 fn net() {
     replay("net");
 }
