@@ -48,6 +48,8 @@ impl Guest {
                 initrd: None,
                 cmdline: String::new(),
                 boot_protocol: BootProtocol::Auto,
+                cpu: Default::default(),
+                boot_timer: false,
                 serial: Serial {
                     output: Box::new(said.clone()),
                     input: None,

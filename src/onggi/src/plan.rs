@@ -6,13 +6,15 @@ use std::thread;
 use std::time::Duration;
 
 use onggi_api::VmConfig;
-use onggi_api::config::{self, Backing, CacheType};
+use onggi_api::config::{self, Backing, CacheType, CpuConfig, KvmCapability};
 use onggi_api::rate::{RateLimiter, TokenBucket};
 use onggi_network::Process;
 use onggi_storage::{Access, Cache};
 use onggi_virtio::queue::DEFAULT_SIZE;
 use onggi_virtio::rate::{Bucket, Rate};
-use onggi_vmm::{Config, Exit, Handle, Transport, Vm};
+use onggi_vmm::{
+    Bits, Config, CpuTemplate, CpuidChange, CpuidRegister, Exit, Handle, MsrChange, Transport, Vm,
+};
 
 use crate::boot::DEFAULT_COMMAND_LINE;
 use crate::cli::{
@@ -52,6 +54,8 @@ pub struct Plan {
     pub entropy: Option<Rate>,
     pub console: Console,
     pub transport: Transport,
+    pub cpu: CpuTemplate,
+    pub boot_timer: bool,
 }
 
 impl Plan {
@@ -76,6 +80,8 @@ impl Plan {
             entropy: Some(Rate::default()),
             console: args.console.unwrap_or(Console::Stdio),
             transport: transport(args.enable_pci),
+            cpu: CpuTemplate::default(),
+            boot_timer: false,
         }
     }
 
@@ -133,6 +139,8 @@ impl Plan {
                 .collect(),
             entropy: config.entropy.map(|device| rate(&device.rate_limiter)),
             transport,
+            cpu: config.cpu_config.as_ref().map(template).unwrap_or_default(),
+            boot_timer: false,
         })
     }
 }
@@ -169,6 +177,47 @@ pub fn transport(enable_pci: bool) -> Transport {
         true => Transport::Pci,
         false => Transport::Mmio,
     }
+}
+
+/// How the CPUs differ.
+fn template(config: &CpuConfig) -> CpuTemplate {
+    let mut template = CpuTemplate::default();
+    for capability in &config.kvm_capabilities {
+        match *capability {
+            KvmCapability::Needed(number) => template.needed.push(number),
+            KvmCapability::NotNeeded(number) => template.not_needed.push(number),
+        }
+    }
+    for leaf in &config.cpuid_modifiers {
+        template.cpuid.extend(leaf.modifiers.iter().map(|change| {
+            let bitmap = change.bitmap;
+            CpuidChange {
+                leaf: leaf.leaf.0,
+                subleaf: leaf.subleaf.0,
+                register: match change.register {
+                    config::CpuidRegister::Eax => CpuidRegister::Eax,
+                    config::CpuidRegister::Ebx => CpuidRegister::Ebx,
+                    config::CpuidRegister::Ecx => CpuidRegister::Ecx,
+                    config::CpuidRegister::Edx => CpuidRegister::Edx,
+                },
+                // A bitmap is no wider than its register.
+                bits: Bits {
+                    filter: bitmap.filter as u32,
+                    value: bitmap.value as u32,
+                },
+            }
+        }));
+    }
+    template
+        .msrs
+        .extend(config.msr_modifiers.iter().map(|change| {
+            let (filter, value) = (change.bitmap.filter, change.bitmap.value);
+            MsrChange {
+                index: change.addr.0,
+                bits: Bits { filter, value },
+            }
+        }));
+    template
 }
 
 /// The limits that a configuration or a client names.
@@ -234,6 +283,8 @@ impl Plan {
             initrd: self.initrd,
             cmdline: self.command_line,
             boot_protocol: Default::default(),
+            cpu: self.cpu,
+            boot_timer: self.boot_timer,
             serial,
             devices,
             transport: self.transport,
@@ -339,6 +390,8 @@ mod tests {
                 entropy: Some(Rate::default()),
                 console: Console::None,
                 transport: Transport::Pci,
+                cpu: CpuTemplate::default(),
+                boot_timer: false,
             }
         );
     }

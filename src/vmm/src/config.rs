@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use onggi_virtio::device::Device;
 
+use crate::template::CpuTemplate;
 use crate::transport::{MAX_MMIO_DEVICES, MAX_PCI_DEVICES};
 
 /// The most vCPUs that a VM may have.
@@ -71,6 +72,11 @@ pub struct Config {
     pub kernel: PathBuf,
     /// An initial RAM disk.
     pub initrd: Option<PathBuf>,
+    /// How the vCPUs differ from the host's CPUs.
+    pub cpu: CpuTemplate,
+    /// Whether the guest can tell that it has booted, which is logged: by a byte of 123 at address
+    /// 0xc0000000 (x86_64).
+    pub boot_timer: bool,
     /// The kernel's command line, at most 2047 bytes.
     pub cmdline: String,
     /// How the kernel is entered.

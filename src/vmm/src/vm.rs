@@ -15,6 +15,7 @@ use crate::arch::{self, BootError, CpuFeatures, Platform};
 use crate::config::{Config, MAX_VCPUS};
 use crate::legacy::{I8042, SerialInput};
 use crate::memory::{self, MemoryError};
+use crate::template::CpuTemplate;
 use crate::transport::{Board, Carrier, TransportError};
 use crate::vcpu::Buses;
 use crate::vcpus::{PauseError, VcpuError, Vcpus};
@@ -64,6 +65,20 @@ pub enum Error {
     /// A count that no VM can have.
     #[error("{0} vCPUs are not possible: a VM has 1 to {MAX_VCPUS}")]
     VcpuCount(u8),
+    /// A CPUID leaf that the configuration changes.
+    #[error("there is no CPUID leaf {leaf:#x}, {subleaf:#x} to change")]
+    CpuidLeaf {
+        /// EAX
+        leaf: u32,
+        /// ECX
+        subleaf: u32,
+    },
+    /// An MSR that the configuration changes.
+    #[error("KVM does not let the MSR {0:#x} be changed so")]
+    Msr(u32),
+    /// A capability that the configuration asks for.
+    #[error("this host's KVM lacks the capability {0}")]
+    Capability(u32),
     /// The host is out of descriptors.
     #[error("no event descriptor")]
     EventFd(#[source] io::Error),
@@ -223,7 +238,7 @@ impl Vm {
         if count > max {
             return Err(TransportError::TooMany { count, max }.into());
         }
-        let kvm = open_kvm()?;
+        let kvm = open_kvm(&config.cpu)?;
         let features = CpuFeatures::of_host(&kvm)?;
         let memory = memory::reserve(
             config.memory_bytes,
@@ -234,7 +249,7 @@ impl Vm {
         let fd = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
         memory::attach(&fd, &memory)?;
         let interrupts = arch::create_interrupt_controller(&fd)?;
-        let vcpus = arch::create_vcpus(&fd, &features, config.vcpus, &entry)?;
+        let vcpus = arch::create_vcpus(&fd, &features, config.vcpus, &entry, &config.cpu)?;
 
         let ending = Arc::new(Ending::new().map_err(Error::EventFd)?);
         let mut buses = Buses {
@@ -245,6 +260,9 @@ impl Vm {
             i8042,
             serial_input,
         } = arch::add_platform(&interrupts, &mut buses, config.serial, &ending)?;
+        if config.boot_timer {
+            arch::add_boot_timer(&mut buses);
+        }
         let carriers = Board {
             vm: &fd,
             memory: &memory,
@@ -337,7 +355,7 @@ impl MutEventSubscriber for Wakeup {
     }
 }
 
-fn open_kvm() -> Result<Kvm, Error> {
+fn open_kvm(template: &CpuTemplate) -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|error| Error::OpenKvm(error.into()))?;
     if kvm.get_api_version() != kvm_bindings::KVM_API_VERSION as i32 {
         return Err(Error::MissingCapability("API version 12"));
@@ -349,8 +367,15 @@ fn open_kvm() -> Result<Kvm, Error> {
         (Cap::Ioeventfd, "ioeventfd"),
         (Cap::ImmediateExit, "immediate exit"),
     ];
-    match needed.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-        Some((_, name)) => Err(Error::MissingCapability(name)),
-        None => Ok(kvm),
+    for (cap, name) in needed {
+        if !template.not_needed.contains(&(cap as u32)) && !kvm.check_extension(cap) {
+            return Err(Error::MissingCapability(name));
+        }
     }
+    for cap in template.needed.iter().copied() {
+        if kvm.check_extension_raw(cap.into()) <= 0 {
+            return Err(Error::Capability(cap));
+        }
+    }
+    Ok(kvm)
 }

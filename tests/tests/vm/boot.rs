@@ -141,8 +141,8 @@ fn memory_goes_on_above_the_hole() {
             .protocol(protocol)
             .run()
             .all_well();
-        // The hole from 0xd000_0000 to 4 GiB moves 0x3000_0000 bytes up.
-        assert_eq!(outcome.value("top"), "0x170000000");
+        // The hole from 0xc000_0000 to 4 GiB moves 0x4000_0000 bytes up.
+        assert_eq!(outcome.value("top"), "0x180000000");
         // Some of the first MiB is not the guest's to use.
         let usable: u64 = outcome.value("memory").parse().unwrap();
         assert!(

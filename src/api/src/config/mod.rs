@@ -1,6 +1,7 @@
 //! The configuration file of a microVM: the JSON that Firecracker reads with `--config-file`
 //! (`docs/getting-started.md` and the schemas of `firecracker.yaml` in its repository).
 
+mod cpu;
 mod drive;
 mod machine;
 mod network;
@@ -11,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use cpu::{CpuConfig, CpuidRegister, KvmCapability};
 pub use drive::{Backing, CacheType, Drive, DriveUpdate, IoEngine};
 pub use machine::{MAX_VCPUS, MachineConfig, MachineUpdate};
 pub use network::{NetworkInterface, NetworkUpdate};
@@ -95,6 +97,8 @@ pub struct VmConfig {
     pub network_interfaces: Vec<NetworkInterface>,
     /// vCPUs and memory.
     pub machine_config: MachineConfig,
+    /// How the vCPUs differ from the host's CPUs.
+    pub cpu_config: Option<CpuConfig>,
     /// The balloon device.
     pub balloon: Option<Balloon>,
     /// The vsock device.

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::Fault;
 use crate::config::{
-    Balloon, BootSource, Drive, DriveSection, DriveUpdate, Entropy, Logger, MachineConfig,
-    MachineSection, MachineUpdate, Metrics, MmdsConfig, NetworkInterface, NetworkSection,
-    NetworkUpdate, Section, Serial, Vsock, VsockSection,
+    Balloon, BootSource, CpuConfig, Drive, DriveSection, DriveUpdate, Entropy, Logger,
+    MachineConfig, MachineSection, MachineUpdate, Metrics, MmdsConfig, NetworkInterface,
+    NetworkSection, NetworkUpdate, Section, Serial, Vsock, VsockSection,
 };
 use crate::http::{Method, Request};
 
@@ -34,7 +34,7 @@ pub enum Call {
     /// `PATCH /machine-config`
     UpdateMachine(MachineUpdate),
     /// `PUT /cpu-config`
-    CpuConfig(Value),
+    CpuConfig(CpuConfig),
     /// `PUT /drives/{id}`
     Drive(Box<Drive>),
     /// `PATCH /drives/{id}`

@@ -138,6 +138,8 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         initrd: None,
         cmdline: command_line(),
         boot_protocol: Default::default(),
+        cpu: Default::default(),
+        boot_timer: false,
         serial: Serial {
             output: Box::new(console.clone()),
             input: None,

@@ -107,7 +107,6 @@ impl VmmArgs {
     pub(super) fn check(&self) -> Result<(), Error> {
         for (flag, given) in [
             ("--seccomp-filter", self.seccomp_filter.is_some()),
-            ("--boot-timer", self.boot_timer),
             ("--snapshot-version", self.snapshot_version),
             ("--describe-snapshot", self.describe_snapshot.is_some()),
         ] {

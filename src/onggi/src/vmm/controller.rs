@@ -21,6 +21,7 @@ use crate::plan::{Plan, rate, transport};
 pub(super) struct Controller {
     id: String,
     transport: Transport,
+    boot_timer: bool,
     /// What the VM is to be, or is.
     config: VmConfig,
     metadata: Metadata,
@@ -41,6 +42,7 @@ impl Controller {
         Self {
             id: args.id.clone(),
             transport: transport(args.enable_pci),
+            boot_timer: args.boot_timer,
             config: VmConfig::default(),
             metadata: Metadata::new(args.mmds_limit()),
             metrics: Metrics::new(args.start_time_us, args.start_time_cpu_us),
@@ -83,11 +85,7 @@ impl Controller {
     /// The description as a client would give it, with nothing where nothing was said.
     fn whole_config(&self) -> Result<Value, Fault> {
         let mut config = value(&self.config)?;
-        for (part, nothing) in [
-            ("cpu-config", Value::Null),
-            ("memory-hotplug", Value::Null),
-            ("pmem", json!([])),
-        ] {
+        for (part, nothing) in [("memory-hotplug", Value::Null), ("pmem", json!([]))] {
             config[part] = nothing;
         }
         Ok(config)
@@ -95,7 +93,8 @@ impl Controller {
 
     fn start(&mut self) -> Result<(), Fault> {
         let plan = Plan::from_config(self.config.clone(), None, self.transport);
-        let plan = plan.map_err(|error| Fault::of(&error))?;
+        let mut plan = plan.map_err(|error| Fault::of(&error))?;
+        plan.boot_timer = self.boot_timer;
         let built = plan
             .build()
             .map_err(|failure| Fault::Other(failure.to_string()))?;
@@ -225,6 +224,7 @@ impl Controller {
             Call::UpdateMachine(update) => {
                 config.machine_config = config.machine_config.updated(update)?;
             }
+            Call::CpuConfig(cpu) => config.cpu_config = Some(cpu),
             Call::Drive(drive) => self.set_drive(*drive)?,
             Call::UpdateDrive(update) => self.update_drive(&update)?,
             Call::NetworkInterface(interface) => config.set_network_interface(*interface)?,
@@ -242,7 +242,6 @@ impl Controller {
                 return Err(Fault::Other("the microVM has no balloon".to_owned()));
             }
             Call::Balloon(_) => return Err(Fault::NotSupported("a balloon")),
-            Call::CpuConfig(_) => return Err(Fault::NotSupported("a CPU configuration")),
             Call::MmdsConfig(_) => return Err(Fault::NotSupported("the guest's metadata service")),
             Call::Unsupported(what) => return Err(Fault::NotSupported(what)),
         }

@@ -133,7 +133,7 @@ fn what_is_refused_changes_nothing() {
         ("/machine-config", r#"{"vcpu_count":33,"mem_size_mib":1}"#),
         ("/metrics", r#"{"metrics_path":"/no/such/folder/file"}"#),
         ("/snapshot/load", "{}"),
-        ("/cpu-config", "{}"),
+        ("/cpu-config", r#"{"reg_modifiers":[]}"#),
     ] {
         fault(&mut api, Method::Put, path, body);
     }

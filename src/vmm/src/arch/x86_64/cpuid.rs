@@ -5,8 +5,7 @@
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
-/// KVM fills a table of fixed size, so room can only be missing for entries that are ours.
-pub type Full = vmm_sys_util::fam::Error;
+use crate::template::{CpuidChange, CpuidRegister};
 
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -27,7 +26,15 @@ pub fn physical_address_bits(host: &CpuId) -> u8 {
 }
 
 /// The table of vCPU `id` of `count`: one package, a core each, no threads.
-pub fn for_vcpu(host: &CpuId, id: u8, count: u8) -> Result<CpuId, Full> {
+///
+/// # Errors
+/// Nor is there a leaf that `changes` names, or room for all.
+pub fn for_vcpu(
+    host: &CpuId,
+    id: u8,
+    count: u8,
+    changes: &[CpuidChange],
+) -> Result<CpuId, CpuidError> {
     let topology = Topology { id, count };
     let mut entries: Vec<kvm_cpuid_entry2> = host
         .as_slice()
@@ -43,7 +50,35 @@ pub fn for_vcpu(host: &CpuId, id: u8, count: u8) -> Result<CpuId, Full> {
     if max_leaf.is_some_and(|entry| entry.eax >= 0xb) {
         entries.extend(topology.extended_leaves());
     }
-    CpuId::from_entries(&entries)
+    for change in changes {
+        apply(&mut entries, change)?;
+    }
+    CpuId::from_entries(&entries).map_err(|_| CpuidError::Full)
+}
+
+/// Why there is no table for a vCPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuidError {
+    /// KVM takes no more entries. It fills a table of fixed size, so that room can only be missing
+    /// for those that are ours.
+    Full,
+    /// A leaf to change that is not there.
+    NoLeaf { leaf: u32, subleaf: u32 },
+}
+
+fn apply(entries: &mut [kvm_cpuid_entry2], change: &CpuidChange) -> Result<(), CpuidError> {
+    let CpuidChange { leaf, subleaf, .. } = *change;
+    let is_it = |entry: &&mut kvm_cpuid_entry2| entry.function == leaf && entry.index == subleaf;
+    let entry = entries.iter_mut().find(is_it);
+    let entry = entry.ok_or(CpuidError::NoLeaf { leaf, subleaf })?;
+    let register = match change.register {
+        CpuidRegister::Eax => &mut entry.eax,
+        CpuidRegister::Ebx => &mut entry.ebx,
+        CpuidRegister::Ecx => &mut entry.ecx,
+        CpuidRegister::Edx => &mut entry.edx,
+    };
+    *register = change.bits.apply(*register);
+    Ok(())
 }
 
 struct Topology {

@@ -37,7 +37,7 @@ fn find(table: &CpuId, function: u32, index: usize) -> kvm_cpuid_entry2 {
 #[test]
 fn every_vcpu_has_its_own_apic_id() {
     for id in 0..5 {
-        let table = for_vcpu(&host(), id, 5).expect("room");
+        let table = for_vcpu(&host(), id, 5, &[]).expect("room");
         let features = find(&table, 1, 0);
         assert_eq!(features.ebx >> 24, u32::from(id));
         assert_eq!(features.ebx >> 16 & 0xff, 8); // ids are given out in powers of two
@@ -54,7 +54,7 @@ fn every_vcpu_has_its_own_apic_id() {
 
 #[test]
 fn the_topology_is_one_package_of_cores() {
-    let table = for_vcpu(&host(), 0, 4).expect("room");
+    let table = for_vcpu(&host(), 0, 4, &[]).expect("room");
     let (smt, core, end) = (
         find(&table, 0xb, 0),
         find(&table, 0xb, 1),
@@ -79,7 +79,7 @@ fn the_topology_is_one_package_of_cores() {
 
 #[test]
 fn a_single_vcpu_has_no_siblings() {
-    let table = for_vcpu(&host(), 0, 1).expect("room");
+    let table = for_vcpu(&host(), 0, 1, &[]).expect("room");
     assert_eq!(find(&table, 1, 0).edx & HYPER_THREADING, 0);
     assert_eq!(find(&table, 0xb, 1).ebx, 1);
     assert_eq!(find(&table, 0xa, 0).eax, 0, "no performance counters");
@@ -87,11 +87,11 @@ fn a_single_vcpu_has_no_siblings() {
 
 #[test]
 fn a_cpu_without_a_name_gets_one_and_others_keep_theirs() {
-    let table = for_vcpu(&host(), 0, 1).expect("room");
+    let table = for_vcpu(&host(), 0, 1, &[]).expect("room");
     assert_eq!(find(&table, 0x8000_0002, 0).eax.to_le_bytes(), *b"Virt");
     let mut named = host();
     named.as_mut_slice()[6].eax = u32::from_le_bytes(*b"AMD ");
-    let table = for_vcpu(&named, 0, 1).expect("room");
+    let table = for_vcpu(&named, 0, 1, &[]).expect("room");
     assert_eq!(find(&table, 0x8000_0002, 0).eax.to_le_bytes(), *b"AMD ");
     assert_eq!(find(&table, 0x8000_0003, 0).eax, 0);
 }
@@ -99,4 +99,27 @@ fn a_cpu_without_a_name_gets_one_and_others_keep_theirs() {
 #[test]
 fn the_address_width_is_the_hosts() {
     assert_eq!(physical_address_bits(&host()), 46);
+}
+
+#[test]
+fn leaves_change_as_a_template_says() {
+    use crate::template::Bits;
+    let change = |leaf, subleaf, register, filter, value| CpuidChange {
+        leaf,
+        subleaf,
+        register,
+        bits: Bits { filter, value },
+    };
+    let changes = [
+        change(0x8000_0008, 0, CpuidRegister::Eax, 0xff, 0),
+        change(0x8000_0008, 0, CpuidRegister::Eax, 0xf0, 0x20),
+        change(0x8000_0008, 0, CpuidRegister::Ecx, 6, 4),
+    ];
+    let table = for_vcpu(&host(), 0, 1, &changes).expect("room");
+    assert_eq!(find(&table, 0x8000_0008, 0).eax, 0x3920);
+    assert_eq!(find(&table, 0x8000_0008, 0).ecx, 4);
+    let none = [change(0xa, 1, CpuidRegister::Eax, 1, 1)];
+    let refused = for_vcpu(&host(), 0, 1, &none).map(drop);
+    let (leaf, subleaf) = (0xa, 1);
+    assert_eq!(refused, Err(CpuidError::NoLeaf { leaf, subleaf }));
 }

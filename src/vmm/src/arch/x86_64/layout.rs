@@ -4,14 +4,16 @@
 //! 0x0000_0500  GDT                      0x0009_fc00  end of low RAM
 //! 0x0000_6000  PVH start info           0x000e_0000  ACPI tables
 //! 0x0000_7000  zero page                0x0010_0000  high RAM, the kernel
-//! 0x0000_9000  page tables              0xd000_0000  hole: devices, APICs
+//! 0x0000_9000  page tables              0xc000_0000  hole: devices, APICs
 //! 0x0002_0000  command line             0x1_0000_0000  RAM that did not fit below the hole
 //! ```
 
 use std::ops::Range;
 
 /// Where there is no RAM below 4 GiB: devices and interrupt controllers live there.
-pub const MEMORY_HOLE: Range<u64> = 0xd000_0000..0x1_0000_0000;
+pub const MEMORY_HOLE: Range<u64> = 0xc000_0000..0x1_0000_0000;
+/// Where a guest tells that it has booted, if it can.
+pub const BOOT_TIMER: u64 = 0xc000_0000;
 /// The first virtio-mmio window; the others follow.
 pub const MMIO_BASE: u64 = 0xd000_0000;
 /// The configuration of the PCI bus.

@@ -80,6 +80,8 @@ fn config(kernel: &Path) -> Config {
         initrd: None,
         cmdline: "quiet".into(),
         boot_protocol: BootProtocol::Auto,
+        cpu: Default::default(),
+        boot_timer: false,
         serial: Serial::default(),
         devices: Vec::new(),
         transport: Default::default(),

@@ -17,11 +17,13 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::Serial;
-use crate::legacy::{I8042, PvPanic, SerialInput, SerialPort, SleepRegisters};
+use crate::legacy::{BootTimer, I8042, PvPanic, SerialInput, SerialPort, SleepRegisters};
 use crate::pci::{ECAM_SIZE, Ecam, Ports, Root};
+use crate::template::CpuTemplate;
 use crate::transport::MMIO_WINDOW;
 use crate::vcpu::Buses;
 use crate::vm::{Ending, Error, refused};
+use cpuid::CpuidError;
 use ioapic::MessageSink;
 
 pub use ioapic::IoApic;
@@ -81,17 +83,22 @@ pub fn create_vcpus(
     features: &CpuFeatures,
     count: u8,
     entry: &Entry,
+    template: &CpuTemplate,
 ) -> Result<Vec<VcpuFd>, Error> {
     (0..count)
         .map(|id| {
             let vcpu = vm
                 .create_vcpu(id.into())
                 .map_err(refused("create a vCPU"))?;
-            let cpuid = cpuid::for_vcpu(&features.0, id, count)
-                .map_err(|_| Error::MissingCapability("room for CPUID entries"))?;
+            let cpuid = cpuid::for_vcpu(&features.0, id, count, &template.cpuid);
+            let cpuid = cpuid.map_err(|error| match error {
+                CpuidError::Full => Error::MissingCapability("room for CPUID entries"),
+                CpuidError::NoLeaf { leaf, subleaf } => Error::CpuidLeaf { leaf, subleaf },
+            })?;
             vcpu.set_cpuid2(&cpuid)
                 .map_err(refused("set a vCPU's CPUID"))?;
             registers::set_up(&vcpu, (id == 0).then_some(entry))?;
+            registers::change_msrs(&vcpu, &template.msrs)?;
             Ok(vcpu)
         })
         .collect()
@@ -173,4 +180,10 @@ pub fn instruction_pointer(vcpu: &VcpuFd) -> String {
         Ok(regs) => format!("rip {:#x}", regs.rip),
         Err(_) => "an unknown place".into(),
     }
+}
+
+/// Gives the guest a register by which it tells that it has booted. The time starts now.
+pub fn add_boot_timer(buses: &mut Buses) {
+    let timer = Arc::new(BootTimer::start());
+    buses.mmio.insert(layout::BOOT_TIMER, 1, timer);
 }

@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout;
 use super::load::Entry;
+use crate::template::MsrChange;
 use crate::vm::{Error, refused};
 
 const CR0_PE: u64 = 1;
@@ -172,6 +173,31 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
     if set != entries.len() {
         // Both are hints to the guest: a KVM without one of them still runs it.
         tracing::debug!(index = entries[set].index, "KVM does not know an MSR");
+    }
+    Ok(())
+}
+
+/// Changes the values that MSRs start with.
+pub fn change_msrs(vcpu: &VcpuFd, changes: &[MsrChange]) -> Result<(), Error> {
+    for MsrChange { index, bits } in changes.iter().copied() {
+        let entry = |data| {
+            let entry = kvm_msr_entry {
+                index,
+                data,
+                ..Default::default()
+            };
+            // There is room for one.
+            Msrs::from_entries(&[entry]).map_err(|_| Error::Msr(index))
+        };
+        let mut msrs = entry(0)?;
+        let known = vcpu.get_msrs(&mut msrs);
+        if known.map_err(refused("tell an MSR"))? != 1 {
+            return Err(Error::Msr(index));
+        }
+        let msrs = entry(bits.apply(msrs.as_slice()[0].data))?;
+        if vcpu.set_msrs(&msrs).map_err(refused("set an MSR"))? != 1 {
+            return Err(Error::Msr(index));
+        }
     }
     Ok(())
 }
