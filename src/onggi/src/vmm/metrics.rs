@@ -2,9 +2,8 @@
 //! end. The names are Firecracker's; counters start from zero with every line.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,6 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::time::{ClockId, clock_gettime};
 use onggi_api::rest::{ActionType, Balloons, Call, Fault};
 use serde_json::{Map, Value, json};
+
+use crate::log::open_output;
 
 /// How often a line is written.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -99,13 +100,7 @@ impl Metrics {
 
     /// Writes to a file from now on.
     pub(super) fn open(&self, path: &Path) -> Result<(), Fault> {
-        // A named pipe that nobody reads must not hold anything up.
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path);
+        let file = open_output(path);
         let file = file.map_err(|error| Fault::Other(format!("{}: {error}", path.display())))?;
         let first = self.state().output.replace(file).is_none();
         if first {
