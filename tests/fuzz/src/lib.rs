@@ -11,12 +11,14 @@ mod device;
 mod disks;
 mod metadata;
 mod program;
+mod rest;
 mod subjects;
 
 pub use backend::vhost;
 pub use bus::pci;
 pub use disks::{overlay, qcow2};
 pub use metadata::mmds;
+pub use rest::rest;
 pub use subjects::{balloon, blk, net, rng, vsock};
 
 use onggi_api::config::VmConfig;
@@ -26,7 +28,7 @@ use onggi_protocol::{GuestMessage, HostMessage, Opening, read_frame, write_frame
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("balloon", balloon),
     ("blk", blk),
     ("config", config),
@@ -36,6 +38,7 @@ pub const TARGETS: [Target; 12] = [
     ("overlay", overlay),
     ("pci", pci),
     ("qcow2", qcow2),
+    ("rest", rest),
     ("rng", rng),
     ("vhost", vhost),
     ("vsock", vsock),

@@ -74,6 +74,11 @@ fn qcow2() {
 }
 
 #[test]
+fn rest() {
+    replay("rest");
+}
+
+#[test]
 fn rng() {
     replay("rng");
 }

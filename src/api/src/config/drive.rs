@@ -9,11 +9,11 @@ use crate::rate::RateLimiter;
 
 /// One of `drives`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "DriveSection")]
 pub struct Drive {
     /// The drive's name, also the serial number that the guest reads.
     pub drive_id: String,
     /// What is behind it.
-    #[serde(flatten)]
     pub backing: Backing,
     /// Whether the guest's root file system is on this drive.
     pub is_root_device: bool,
@@ -30,13 +30,11 @@ pub struct Drive {
 }
 
 /// What is behind a drive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backing {
     /// A file or block device.
-    #[serde(rename = "path_on_host")]
     File(PathBuf),
     /// Where another process serves it by vhost-user.
-    #[serde(rename = "socket")]
     Socket(PathBuf),
 }
 
@@ -60,7 +58,7 @@ pub enum IoEngine {
     Async,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DriveSection {
     pub drive_id: String,
@@ -106,6 +104,28 @@ impl Section for DriveSection {
             io_engine: self.io_engine.unwrap_or_default(),
             rate_limiter: self.rate_limiter.unwrap_or_default(),
         })
+    }
+}
+
+/// As a client would say it, who must not say of a socket what its server decides.
+impl From<Drive> for DriveSection {
+    fn from(drive: Drive) -> Self {
+        let (path_on_host, socket) = match drive.backing {
+            Backing::File(path) => (Some(path), None),
+            Backing::Socket(path) => (None, Some(path)),
+        };
+        let own = path_on_host.is_some();
+        DriveSection {
+            drive_id: drive.drive_id,
+            path_on_host,
+            is_root_device: drive.is_root_device,
+            partuuid: drive.partuuid,
+            is_read_only: own.then_some(drive.is_read_only),
+            cache_type: drive.cache_type,
+            io_engine: own.then_some(drive.io_engine),
+            rate_limiter: own.then_some(drive.rate_limiter),
+            socket,
+        }
     }
 }
 

@@ -116,8 +116,12 @@ fn a_description_grows_and_changes() {
         "06:00:00:00:00:01"
     );
     // What a client is told it can say again.
-    let said = config["drives"][1].to_string();
-    put(&mut api, "/drives/data", &said);
+    let socket = r#"{"drive_id":"s","socket":"/dev/null","is_root_device":false}"#;
+    put(&mut api, "/drives/s", socket);
+    for (n, id) in [(1, "data"), (2, "s")] {
+        let said = get(&mut api, "/vm/config")["drives"][n].to_string();
+        put(&mut api, &format!("/drives/{id}"), &said);
+    }
 }
 
 #[test]
