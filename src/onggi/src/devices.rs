@@ -13,6 +13,7 @@ use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
 use onggi_vhost::{
     self as vhost, KernelNet, VhostNet, VhostNetError, VhostUserBlock, VhostUserBlockOptions,
 };
+use onggi_virtio::balloon::{Balloon, BalloonControl, BalloonError, BalloonOptions};
 use onggi_virtio::blk::{Block, BlockControl, BlockError, BlockOptions};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
@@ -70,6 +71,9 @@ pub enum Error {
     /// The socket device.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// The balloon.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
     /// The Unix socket of the socket device.
     #[error("the vsock device can't listen at {}", .0.display())]
     Listen(PathBuf, #[source] io::Error),
@@ -207,6 +211,8 @@ pub struct Controls {
     pub drives: Vec<Option<DriveControl>>,
     /// Those of each network device, for frames to and from the guest.
     pub network: Vec<[Arc<Limiter>; 2]>,
+    /// The balloon.
+    pub balloon: Option<BalloonControl>,
 }
 
 /// The devices of a plain microVM.
@@ -218,6 +224,7 @@ pub fn for_microvm(
     vsock: Option<&VsockSpec>,
     nets: &[NetSpec],
     entropy: Option<Rate>,
+    balloon: Option<BalloonOptions>,
     vcpus: u8,
 ) -> Result<Microvm, Error> {
     let mut passts = Vec::new();
@@ -256,6 +263,11 @@ pub fn for_microvm(
     if let Some(rate) = entropy {
         let device = Entropy::new().map_err(Error::Entropy)?;
         devices.push(Box::new(device.limited_by(Arc::new(Limiter::new(rate)))));
+    }
+    if let Some(options) = balloon {
+        let device = Balloon::new(options)?;
+        controls.balloon = Some(device.control());
+        devices.push(Box::new(device));
     }
     Ok(Microvm {
         devices,
@@ -456,7 +468,9 @@ mod tests {
             spec: "vhost-user=/nonexistent".parse().unwrap(),
             serial: "a".to_owned(),
         };
-        let error = for_microvm(&[drive], None, &[], None, 1).err().unwrap();
+        let error = for_microvm(&[drive], None, &[], None, None, 1)
+            .err()
+            .unwrap();
         assert!(matches!(error, Error::VhostUser(..)) && error.hint().is_some());
     }
 
@@ -474,9 +488,9 @@ mod tests {
             }),
             serial: "a".repeat(40),
         };
-        let error = for_microvm(&[drive("/nonexistent")], None, &[], None, 1);
+        let error = for_microvm(&[drive("/nonexistent")], None, &[], None, None, 1);
         assert!(matches!(error, Err(Error::Disk(DiskError::Open { .. }))));
-        let error = for_microvm(&[drive("/dev/null")], None, &[], None, 1);
+        let error = for_microvm(&[drive("/dev/null")], None, &[], None, None, 1);
         assert!(matches!(
             error,
             Err(Error::Disk(DiskError::NotADisk { .. }))
@@ -485,7 +499,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let drive = drive(&file.path().to_string_lossy());
-        let microvm = for_microvm(&[drive], None, &[], None, 0).unwrap();
+        let microvm = for_microvm(&[drive], None, &[], None, None, 0).unwrap();
         assert_eq!(
             microvm.devices.len(),
             1,

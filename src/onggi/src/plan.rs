@@ -10,6 +10,7 @@ use onggi_api::config::{self, Backing, CacheType, CpuConfig, KvmCapability};
 use onggi_api::rate::{RateLimiter, TokenBucket};
 use onggi_network::Process;
 use onggi_storage::{Access, Cache};
+use onggi_virtio::balloon::BalloonOptions;
 use onggi_virtio::queue::DEFAULT_SIZE;
 use onggi_virtio::rate::{Bucket, Rate};
 use onggi_vmm::{
@@ -52,6 +53,7 @@ pub struct Plan {
     pub net: Vec<NetSpec>,
     /// The entropy device, and what it is limited by.
     pub entropy: Option<Rate>,
+    pub balloon: Option<BalloonOptions>,
     pub console: Console,
     pub transport: Transport,
     pub cpu: CpuTemplate,
@@ -68,16 +70,24 @@ impl Plan {
                 spec,
                 serial: format!("disk{index}"),
             });
+        let memory_bytes = args.memory.0;
         Plan {
             kernel,
             initrd: args.initrd,
             command_line: args.cmdline,
             cpus: args.cpus,
-            memory_bytes: args.memory.0,
+            memory_bytes,
             drives: drives.collect(),
             vsock: args.vsock,
             net: args.net,
             entropy: Some(Rate::default()),
+            balloon: args.balloon.map(|spec| BalloonOptions {
+                target_mib: spec.target_mib,
+                memory_mib: mib(memory_bytes),
+                deflate_on_oom: spec.deflate_on_oom,
+                free_page_reporting: spec.reporting,
+                ..BalloonOptions::default()
+            }),
             console: args.console.unwrap_or(Console::Stdio),
             transport: transport(args.enable_pci),
             cpu: CpuTemplate::default(),
@@ -138,6 +148,7 @@ impl Plan {
                 })
                 .collect(),
             entropy: config.entropy.map(|device| rate(&device.rate_limiter)),
+            balloon: None,
             transport,
             cpu: config.cpu_config.as_ref().map(template).unwrap_or_default(),
             boot_timer: false,
@@ -170,6 +181,11 @@ fn disk(drive: &config::Drive) -> DiskSpec {
             flush: drive.cache_type == CacheType::Writeback,
         }),
     }
+}
+
+/// Whole MiB of an amount of memory.
+fn mib(bytes: u64) -> u32 {
+    u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
 pub fn transport(enable_pci: bool) -> Transport {
@@ -274,6 +290,7 @@ impl Plan {
             self.vsock.as_ref(),
             &self.net,
             self.entropy,
+            self.balloon,
             self.cpus,
         )?;
         let vm = Vm::create(Config {
@@ -368,6 +385,8 @@ mod tests {
             "tap=t",
             "--console",
             "none",
+            "--balloon",
+            "64m,reporting",
             "--enable-pci",
         ]);
         assert_eq!(
@@ -388,6 +407,12 @@ mod tests {
                 }),
                 net: vec!["tap=t".parse().unwrap()],
                 entropy: Some(Rate::default()),
+                balloon: Some(BalloonOptions {
+                    target_mib: 64,
+                    memory_mib: 1024,
+                    free_page_reporting: true,
+                    ..BalloonOptions::default()
+                }),
                 console: Console::None,
                 transport: Transport::Pci,
                 cpu: CpuTemplate::default(),

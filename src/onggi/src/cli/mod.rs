@@ -1,5 +1,6 @@
 //! The command line: names, meanings and help texts. Where Docker has a flag, it is Docker's.
 
+mod balloon;
 mod usage;
 mod values;
 
@@ -9,6 +10,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::vmm::VmmArgs;
 
+pub use balloon::BalloonSpec;
 pub use usage::UsageError;
 pub use values::{
     Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, Vhost, VhostUserDisk,
@@ -225,6 +227,14 @@ pub struct BootArgs {
     /// A vsock device: the guest's CID, and the host's Unix socket as Firecracker names it
     #[arg(long, value_name = "CID,PATH", conflicts_with = "config")]
     pub vsock: Option<VsockSpec>,
+    /// A balloon, by which memory goes back to the host: so much at first, and with 'reporting' what
+    /// is free by and by
+    #[arg(
+        long,
+        value_name = "SIZE[,deflate-on-oom][,reporting]",
+        conflicts_with = "config"
+    )]
+    pub balloon: Option<BalloonSpec>,
     /// A network device, on a tap device of the host or by passt without any privileges; without
     /// an address it gets a random one
     #[arg(

@@ -49,7 +49,10 @@ impl Server {
 
     fn answer(&mut self, stop: &Stop) -> io::Result<()> {
         while !stop.requested() {
-            while let Some(chain) = self.queue.pop() {
+            // A chain may take long, and there may be many.
+            while !stop.requested()
+                && let Some(chain) = self.queue.pop()
+            {
                 self.take(&chain);
                 self.queue.complete(chain, 0);
             }
