@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use onggi_api::VmConfig;
+use onggi_mmds::Store;
 use onggi_vmm::{Exit, Handle};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -73,7 +74,8 @@ pub fn run(mut args: BootArgs) -> Result<u8, Failure> {
 }
 
 fn boot(plan: Plan) -> Result<u8, Failure> {
-    let built = plan.build()?;
+    // There is nobody who could put metadata there.
+    let built = plan.build(Store::new(0))?;
     let forced = end_by_signal(built.vm.handle()).map_err(Error::Host)?;
     let exit = built.run();
     terminal::restore();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use onggi_image::DiskImage;
+use onggi_mmds::{Address, MetadataLink, Service};
 use onggi_network::{Link, Mac, Passt, PasstError, PasstOptions, Process, Queues, Tap, TapError};
 use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
 use onggi_vhost::{
@@ -215,6 +216,14 @@ pub struct Controls {
     pub balloon: Option<BalloonControl>,
 }
 
+/// The metadata service, and where the guest finds it.
+pub struct Metadata {
+    pub service: Arc<Service>,
+    pub address: Address,
+    /// Which of the network devices it is reached by.
+    pub nets: Vec<usize>,
+}
+
 /// The devices of a plain microVM.
 ///
 /// # Errors
@@ -223,6 +232,7 @@ pub fn for_microvm(
     drives: &[Drive],
     vsock: Option<&VsockSpec>,
     nets: &[NetSpec],
+    metadata: Option<&Metadata>,
     entropy: Option<Rate>,
     balloon: Option<BalloonOptions>,
     vcpus: u8,
@@ -245,9 +255,10 @@ pub fn for_microvm(
         devices.push(device);
         controls.drives.push(control);
     }
-    for spec in nets {
+    for (index, spec) in nets.iter().enumerate() {
+        let metadata = metadata.filter(|it| it.nets.contains(&index));
         let limiters = [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
-        let (device, passt) = network(spec, vcpus, limiters.clone())?;
+        let (device, passt) = network(spec, vcpus, limiters.clone(), metadata)?;
         controls.network.push(limiters);
         passts.extend(passt.map(|process| (devices.len(), process)));
         devices.push(device);
@@ -332,8 +343,13 @@ fn network(
     spec: &NetSpec,
     vcpus: u8,
     [receive, transmit]: [Arc<Limiter>; 2],
+    metadata: Option<&Metadata>,
 ) -> Result<(Box<dyn Device>, Option<Process>), Error> {
     let mac = spec.mac.map_or_else(Mac::random, Ok).map_err(Error::Mac)?;
+    let with_service = |links: Vec<Arc<dyn Link>>| match metadata {
+        Some(it) => MetadataLink::wrap(links, &it.service, it.address),
+        None => links,
+    };
     let (net, passt) = match &spec.link {
         LinkSpec::Tap {
             name,
@@ -342,9 +358,12 @@ fn network(
         } => {
             let taps = Tap::open_queues(name, pairs(*queues, vcpus))?;
             let links = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn Link>);
-            let links: Vec<_> = links.collect();
+            let links = with_service(links.collect());
             let net = Net::new(links.clone(), mac, spec.mtu)?;
-            if let Some(kernel) = kernel(*vhost, spec, links.len())? {
+            // The service would see nothing of what the kernel serves.
+            if metadata.is_none()
+                && let Some(kernel) = kernel(*vhost, spec, links.len())?
+            {
                 let net = net.with_queue_size(spec.queue_size)?;
                 return Ok((Box::new(VhostNet::new(kernel, net, links)?), None));
             }
@@ -357,7 +376,7 @@ fn network(
                 mtu: spec.mtu.unwrap_or(PASST_MTU),
             };
             let (link, process) = Passt::start(&options)?;
-            let net = Net::new(vec![Arc::new(link)], mac, Some(options.mtu))?;
+            let net = Net::new(with_service(vec![Arc::new(link)]), mac, Some(options.mtu))?;
             (net, Some(process))
         }
     };
@@ -468,7 +487,7 @@ mod tests {
             spec: "vhost-user=/nonexistent".parse().unwrap(),
             serial: "a".to_owned(),
         };
-        let error = for_microvm(&[drive], None, &[], None, None, 1)
+        let error = for_microvm(&[drive], None, &[], None, None, None, 1)
             .err()
             .unwrap();
         assert!(matches!(error, Error::VhostUser(..)) && error.hint().is_some());
@@ -488,9 +507,9 @@ mod tests {
             }),
             serial: "a".repeat(40),
         };
-        let error = for_microvm(&[drive("/nonexistent")], None, &[], None, None, 1);
+        let error = for_microvm(&[drive("/nonexistent")], None, &[], None, None, None, 1);
         assert!(matches!(error, Err(Error::Disk(DiskError::Open { .. }))));
-        let error = for_microvm(&[drive("/dev/null")], None, &[], None, None, 1);
+        let error = for_microvm(&[drive("/dev/null")], None, &[], None, None, None, 1);
         assert!(matches!(
             error,
             Err(Error::Disk(DiskError::NotADisk { .. }))
@@ -499,7 +518,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let drive = drive(&file.path().to_string_lossy());
-        let microvm = for_microvm(&[drive], None, &[], None, None, 0).unwrap();
+        let microvm = for_microvm(&[drive], None, &[], None, None, None, 0).unwrap();
         assert_eq!(
             microvm.devices.len(),
             1,

@@ -2,12 +2,16 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use onggi_api::VmConfig;
-use onggi_api::config::{self, Backing, CacheType, CpuConfig, KvmCapability};
+use onggi_api::config::{
+    self, Backing, CacheType, CpuConfig, KvmCapability, MmdsConfig, MmdsVersion,
+};
 use onggi_api::rate::{RateLimiter, TokenBucket};
+use onggi_mmds::{Address, AddressError, Service, ServiceError, Store, Version};
 use onggi_network::Process;
 use onggi_storage::{Access, Cache};
 use onggi_virtio::balloon::BalloonOptions;
@@ -36,6 +40,12 @@ pub enum Error {
     /// No thread for what runs beside the VM.
     #[error("this host has no more threads or descriptors")]
     Host(#[source] io::Error),
+    /// The metadata service's address.
+    #[error("the metadata service can't have that address")]
+    MetadataAddress(#[from] AddressError),
+    /// The metadata service.
+    #[error("there can be no metadata service")]
+    Metadata(#[from] ServiceError),
 }
 
 impl Explain for Error {}
@@ -54,6 +64,7 @@ pub struct Plan {
     /// The entropy device, and what it is limited by.
     pub entropy: Option<Rate>,
     pub balloon: Option<BalloonOptions>,
+    pub metadata: Option<Metadata>,
     pub console: Console,
     pub transport: Transport,
     pub cpu: CpuTemplate,
@@ -88,6 +99,7 @@ impl Plan {
                 free_page_reporting: spec.reporting,
                 ..BalloonOptions::default()
             }),
+            metadata: None,
             console: args.console.unwrap_or(Console::Stdio),
             transport: transport(args.enable_pci),
             cpu: CpuTemplate::default(),
@@ -111,6 +123,8 @@ impl Plan {
         };
         let console = console.unwrap_or_else(from_file);
         let command_line = config.command_line(DEFAULT_COMMAND_LINE);
+        let metadata = config.mmds_config.as_ref();
+        let metadata = metadata.map(|mmds| Metadata::from_config(mmds, &config));
         let source = config.boot_source.ok_or(Error::NoKernel)?;
         Ok(Plan {
             console,
@@ -149,9 +163,46 @@ impl Plan {
                 .collect(),
             entropy: config.entropy.map(|device| rate(&device.rate_limiter)),
             balloon: None,
+            metadata: metadata.transpose()?,
             transport,
             cpu: config.cpu_config.as_ref().map(template).unwrap_or_default(),
             boot_timer: false,
+        })
+    }
+}
+
+/// How a guest asks for metadata.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Metadata {
+    pub version: Version,
+    pub address: Address,
+    /// Whatever the guest asks for, it gets no JSON.
+    pub always_text: bool,
+    /// Which of the network devices it asks by.
+    pub nets: Vec<usize>,
+}
+
+impl Metadata {
+    fn from_config(mmds: &MmdsConfig, config: &VmConfig) -> Result<Self, Error> {
+        let interfaces = config.network_interfaces.iter().enumerate();
+        let named = interfaces.filter(|(_, it)| mmds.network_interfaces.contains(&it.iface_id));
+        Ok(Self {
+            version: match mmds.version {
+                MmdsVersion::V1 => Version::V1,
+                MmdsVersion::V2 => Version::V2,
+            },
+            address: Address::try_from(mmds.ipv4_address.0)?,
+            always_text: mmds.imds_compat,
+            nets: named.map(|(index, _)| index).collect(),
+        })
+    }
+
+    fn service(self, store: Store) -> Result<devices::Metadata, ServiceError> {
+        let service = Service::new(store, self.version, self.always_text)?;
+        Ok(devices::Metadata {
+            service: Arc::new(service),
+            address: self.address,
+            nets: self.nets,
         })
     }
 }
@@ -273,12 +324,14 @@ impl Built {
 }
 
 impl Plan {
-    /// Makes the microVM.
+    /// Makes the microVM, whose guest gets its metadata from `store`.
     ///
     /// # Errors
     /// Nothing is left behind then.
-    pub fn build(self) -> Result<Built, Failure> {
+    pub fn build(self, store: Store) -> Result<Built, Failure> {
         hypervisor::check()?;
+        let metadata = self.metadata.map(|metadata| metadata.service(store));
+        let metadata = metadata.transpose().map_err(Error::Metadata)?;
         let (serial, keys) = serial::connect(&self.console)?;
         let Microvm {
             devices,
@@ -289,6 +342,7 @@ impl Plan {
             &self.drives,
             self.vsock.as_ref(),
             &self.net,
+            metadata.as_ref(),
             self.entropy,
             self.balloon,
             self.cpus,
@@ -335,6 +389,8 @@ fn watch(passt: Process, device: usize, vm: Handle) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use clap::Parser;
 
     use super::*;
@@ -413,6 +469,7 @@ mod tests {
                     free_page_reporting: true,
                     ..BalloonOptions::default()
                 }),
+                metadata: None,
                 console: Console::None,
                 transport: Transport::Pci,
                 cpu: CpuTemplate::default(),
@@ -432,7 +489,11 @@ mod tests {
                 {"drive_id": "r", "path_on_host": "a", "is_root_device": true, "is_read_only": true}
             ],
             "machine-config": {"vcpu_count": 4, "mem_size_mib": 512},
-            "network-interfaces": [{"iface_id": "e", "host_dev_name": "t"}],
+            "network-interfaces": [
+                {"iface_id": "f", "host_dev_name": "u"},
+                {"iface_id": "e", "host_dev_name": "t"}
+            ],
+            "mmds-config": {"version": "V2", "network_interfaces": ["e"]},
             "serial": {"serial_out_path": "/console"}
         }"#;
         let plan = Plan::from_config(VmConfig::parse(json).unwrap(), None, Transport::Pci).unwrap();
@@ -449,7 +510,15 @@ mod tests {
                 },
             ]
         );
-        assert_eq!(plan.net, ["tap=t".parse().unwrap()]);
+        let tap = |name: &str| format!("tap={name}").parse().unwrap();
+        assert_eq!(plan.net, [tap("u"), tap("t")]);
+        let expected = Metadata {
+            version: Version::V2,
+            address: Address::try_from(Ipv4Addr::new(169, 254, 169, 254)).unwrap(),
+            always_text: false,
+            nets: vec![1],
+        };
+        assert_eq!(plan.metadata, Some(expected));
         assert_eq!((plan.cpus, plan.memory_bytes), (4, 512 << 20));
         assert_eq!(plan.console, Console::File("/console".into()));
         assert_eq!(plan.entropy, None);

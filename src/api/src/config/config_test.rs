@@ -1,4 +1,5 @@
 use std::error::Error as _;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use super::*;
@@ -103,7 +104,6 @@ fn parts_that_do_not_exist_are_named() {
     for (json, part) in [
         (r#","balloon":{"amount_mib":1}"#, "balloon"),
         (r#","metrics":{"metrics_path":"m"}"#, "metrics"),
-        (r#","mmds-config":{}"#, "mmds-config"),
         (r#","cpu-config":"template.json""#, "cpu-config"),
         (r#","pmem":[{}]"#, "pmem"),
         (r#","memory-hotplug":{}"#, "memory-hotplug"),
@@ -120,6 +120,37 @@ fn parts_that_do_not_exist_are_named() {
             refused(json),
             format!("'{part}' in the configuration is not supported yet")
         );
+    }
+}
+
+#[test]
+fn metadata_service() {
+    let with = |mmds: &str| {
+        format!(
+            r#","mmds-config":{mmds},
+            "network-interfaces":[{{"iface_id":"e","host_dev_name":"t"}}]"#
+        )
+    };
+    let config = parse(&with(r#"{"network_interfaces":["e"]}"#)).unwrap();
+    let mmds = config.mmds_config.unwrap();
+    assert_eq!((mmds.version, mmds.imds_compat), (MmdsVersion::V1, false));
+    assert_eq!(mmds.ipv4_address.0, Ipv4Addr::new(169, 254, 169, 254));
+    let config = parse(&with(
+        r#"{"version":"V2","network_interfaces":["e"],"ipv4_address":"169.254.170.2",
+            "imds_compat":true}"#,
+    ));
+    let mmds = config.unwrap().mmds_config.unwrap();
+    assert_eq!((mmds.version, mmds.imds_compat), (MmdsVersion::V2, true));
+    assert_eq!(mmds.ipv4_address.0, Ipv4Addr::new(169, 254, 170, 2));
+    for (mmds, why) in [
+        (r#"{"network_interfaces":[]}"#, "no network interface"),
+        (r#"{"network_interfaces":["e","f"]}"#, "'f'"),
+        ("{}", "network_interfaces"),
+        (r#"{"network_interfaces":["e"],"ipv4_address":"x"}"#, "IPv4"),
+        (r#"{"network_interfaces":["e"],"version":"V3"}"#, "V3"),
+    ] {
+        let refused = refused(&with(mmds));
+        assert!(refused.contains(why), "{refused}");
     }
 }
 

@@ -76,6 +76,12 @@ pub enum Error {
     /// CIDs 0 to 2 and 2^32 - 1 are reserved (VIRTIO 1.2 §5.10.4).
     #[error("'vsock.guest_cid' is {0}, it must be from 3 to 4294967294")]
     GuestCid(u64),
+    /// Nothing would ever reach the service.
+    #[error("'mmds-config.network_interfaces' names no network interface")]
+    MmdsNowhere,
+    /// The service is on links that there are.
+    #[error("'mmds-config.network_interfaces' names '{0}', and there is no such network interface")]
+    MmdsInterface(String),
 }
 
 /// What the file or a client says of a part of the VM, before it is checked.
@@ -192,6 +198,22 @@ impl VmConfig {
         }
         Ok(())
     }
+
+    /// Says by which network interfaces the guest reaches the metadata service, and how.
+    ///
+    /// # Errors
+    /// There are no such interfaces.
+    pub fn set_mmds(&mut self, mmds: MmdsConfig) -> Result<(), Error> {
+        if mmds.network_interfaces.is_empty() {
+            return Err(Error::MmdsNowhere);
+        }
+        let is_there = |id: &str| self.network_interfaces.iter().any(|it| it.iface_id == id);
+        if let Some(id) = mmds.network_interfaces.iter().find(|id| !is_there(id)) {
+            return Err(Error::MmdsInterface(id.clone()));
+        }
+        self.mmds_config = Some(mmds);
+        Ok(())
+    }
 }
 
 /// The file as it is written, with the parts that are recognised only to be refused.
@@ -212,7 +234,7 @@ struct Document {
     cpu_config: Option<Value>,
     memory_hotplug: Option<Value>,
     metrics: Option<Value>,
-    mmds_config: Option<Value>,
+    mmds_config: Option<MmdsConfig>,
     pmem: Option<Value>,
 }
 
@@ -232,7 +254,6 @@ impl Document {
             ("cpu-config", &self.cpu_config),
             ("memory-hotplug", &self.memory_hotplug),
             ("metrics", &self.metrics),
-            ("mmds-config", &self.mmds_config),
             ("pmem", &self.pmem),
         ] {
             refuse(part, value.as_ref())?;
@@ -263,6 +284,9 @@ impl Document {
                 return Err(Error::DuplicateInterface(interface.iface_id));
             }
             config.set_network_interface(interface)?;
+        }
+        if let Some(mmds) = self.mmds_config {
+            config.set_mmds(mmds)?;
         }
         Ok(config)
     }

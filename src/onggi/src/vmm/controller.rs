@@ -4,15 +4,17 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use onggi_api::VmConfig;
-use onggi_api::config::{self, Backing, BootSource, Drive, DriveUpdate, Logger, NetworkUpdate};
+use onggi_api::config::{
+    self, Backing, BootSource, Drive, DriveUpdate, Logger, MmdsConfig, NetworkUpdate,
+};
 use onggi_api::rate::RateLimiter;
 use onggi_api::rest::{ActionType, Answer, Balloons, Call, Fault, VmState, Vmm};
+use onggi_mmds::{Address, Store, StoreError};
 use onggi_vmm::{Handle, Transport};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::VmmArgs;
-use super::metadata::Metadata;
 use super::metrics::Metrics;
 use super::{API_VERSION, Event};
 use crate::devices::Controls;
@@ -24,7 +26,7 @@ pub(super) struct Controller {
     boot_timer: bool,
     /// What the VM is to be, or is.
     config: VmConfig,
-    metadata: Metadata,
+    metadata: Store,
     metrics: Metrics,
     running: Option<Running>,
     events: mpsc::Sender<Event>,
@@ -44,7 +46,7 @@ impl Controller {
             transport: transport(args.enable_pci),
             boot_timer: args.boot_timer,
             config: VmConfig::default(),
-            metadata: Metadata::new(args.mmds_limit()),
+            metadata: Store::new(args.mmds_limit()),
             metrics: Metrics::new(args.start_time_us, args.start_time_cpu_us),
             running: None,
             events,
@@ -96,7 +98,7 @@ impl Controller {
         let mut plan = plan.map_err(|error| Fault::of(&error))?;
         plan.boot_timer = self.boot_timer;
         let built = plan
-            .build()
+            .build(self.metadata.clone())
             .map_err(|failure| Fault::Other(failure.to_string()))?;
         let running = Running {
             vm: built.vm.handle(),
@@ -207,6 +209,11 @@ impl Controller {
         Ok(())
     }
 
+    fn set_mmds(&mut self, mmds: MmdsConfig) -> Result<(), Fault> {
+        Address::try_from(mmds.ipv4_address.0).map_err(|error| Fault::of(&error))?;
+        Ok(self.config.set_mmds(mmds)?)
+    }
+
     fn carry_out(&mut self, call: Call) -> Result<Answer, Fault> {
         let config = &mut self.config;
         match call {
@@ -216,9 +223,9 @@ impl Controller {
             }
             Call::Config => return Ok(Answer::Value(self.whole_config()?)),
             Call::Machine => return Ok(Answer::Value(value(&config.machine_config)?)),
-            Call::Metadata => return Ok(Answer::Value(self.metadata.get().clone())),
-            Call::SetMetadata(value) => self.metadata.set(value)?,
-            Call::UpdateMetadata(patch) => self.metadata.update(patch)?,
+            Call::Metadata => return Ok(Answer::Value(self.metadata.get())),
+            Call::SetMetadata(value) => self.metadata.set(value).map_err(refused)?,
+            Call::UpdateMetadata(patch) => self.metadata.update(patch).map_err(refused)?,
             Call::BootSource(source) => self.set_boot_source(source)?,
             Call::SetMachine(machine) => config.machine_config = machine,
             Call::UpdateMachine(update) => {
@@ -242,7 +249,7 @@ impl Controller {
                 return Err(Fault::Other("the microVM has no balloon".to_owned()));
             }
             Call::Balloon(_) => return Err(Fault::NotSupported("a balloon")),
-            Call::MmdsConfig(_) => return Err(Fault::NotSupported("the guest's metadata service")),
+            Call::MmdsConfig(mmds) => self.set_mmds(mmds)?,
             Call::Unsupported(what) => return Err(Fault::NotSupported(what)),
         }
         Ok(Answer::Done)
@@ -264,6 +271,14 @@ impl Vmm for Controller {
 
 fn value(from: &impl Serialize) -> Result<Value, Fault> {
     serde_json::to_value(from).map_err(|error| Fault::of(&error))
+}
+
+/// Why metadata is refused.
+fn refused(error: StoreError) -> Fault {
+    match error {
+        StoreError::TooLarge { len, limit } => Fault::TooMuchMetadata { len, limit },
+        error => Fault::of(&error),
+    }
 }
 
 /// A file that the VM can't do without is looked for when it is named, and not when it is too late.

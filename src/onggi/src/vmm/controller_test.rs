@@ -159,9 +159,41 @@ fn what_is_refused_changes_nothing() {
 fn metadata() {
     let mut api = api(&["--mmds-size-limit", "20"]);
     assert_eq!(get(&mut api, "/mmds"), json!({}));
+    assert!(fault(&mut api, Method::Patch, "/mmds", "{}").contains("no metadata yet"));
     put(&mut api, "/mmds", r#"{"a":{"b":"c"}}"#);
     let answer = ask(&mut api, Method::Patch, "/mmds", r#"{"a":{"d":1}}"#);
     assert_eq!(answer.0, Status::PayloadTooLarge);
     assert!(answer.1["fault_message"].as_str().unwrap().contains("20"));
     assert_eq!(get(&mut api, "/mmds"), json!({"a":{"b":"c"}}));
+}
+
+#[test]
+fn the_metadata_service_is_on_links_that_there_are() {
+    let mut api = api(&[]);
+    let service = r#"{"network_interfaces":["e"],"version":"V2"}"#;
+    let refused = fault(&mut api, Method::Put, "/mmds/config", service);
+    assert!(refused.contains("'e'"), "{refused}");
+    put(
+        &mut api,
+        "/network-interfaces/e",
+        r#"{"iface_id":"e","host_dev_name":"tap0"}"#,
+    );
+    put(&mut api, "/mmds/config", service);
+    let expected = json!({
+        "version": "V2",
+        "network_interfaces": ["e"],
+        "ipv4_address": "169.254.169.254",
+        "imds_compat": false,
+    });
+    assert_eq!(get(&mut api, "/vm/config")["mmds-config"], expected);
+    for (body, why) in [
+        (r#"{"network_interfaces":[]}"#, "no network interface"),
+        (
+            r#"{"network_interfaces":["e"],"ipv4_address":"10.0.0.1"}"#,
+            "link-local",
+        ),
+    ] {
+        assert!(fault(&mut api, Method::Put, "/mmds/config", body).contains(why));
+    }
+    assert_eq!(get(&mut api, "/vm/config")["mmds-config"], expected);
 }

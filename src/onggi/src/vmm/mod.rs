@@ -7,7 +7,6 @@
 mod args;
 mod controller;
 mod listen;
-mod metadata;
 mod metrics;
 
 pub use args::{FirecrackerArgs, VmmArgs};
