@@ -150,6 +150,62 @@ test_a_tap_device_with_one_queue_will_do() {
     expect_out_has "2 packets received"
 }
 
+api() { curl --silent --show-error --fail --unix-socket sock "http://localhost$1" "${@:2}"; }
+
+test_a_guest_reads_its_metadata() {
+    tap multi_queue
+    local long
+    long=$(head -c 30000 /dev/urandom | base64 -w 0)
+    echo "{\"latest\": {\"meta-data\": {\"id\": \"i-1\", \"long\": \"$long\"}}}" >metadata
+    cat >config <<END
+{
+    "boot-source": {
+        "kernel_image_path": "$KERNEL", "initrd_path": "initrd",
+        "boot_args": "console=ttyS0 quiet reboot=k panic=-1"
+    },
+    "machine-config": {"vcpu_count": 2, "mem_size_mib": 256},
+    "network-interfaces": [{"iface_id": "e", "host_dev_name": "tap0"}],
+    "mmds-config": {"network_interfaces": ["e"], "version": "V2"}
+}
+END
+    initrd '
+        ip link set eth0 up; ip address add 10.9.0.2/24 dev eth0
+        ip route add 169.254.169.254 dev eth0
+        service=http://169.254.169.254
+        wget -q -O - $service/latest || echo "without a token: nothing"
+        printf "PUT /latest/api/token HTTP/1.0\r\nX-metadata-token-ttl-seconds: 600\r\n\r\n" |
+            nc 169.254.169.254 80 >/answer
+        token=$(tail -n 1 /answer)
+        get() { wget -q -O - --header "X-metadata-token: $token" "$@"; }
+        echo "names: $(get $service/latest/meta-data | xargs)"
+        echo "id: $(get --header "Accept: application/json" $service/latest/meta-data/id)"
+        for n in 1 2 3; do (echo "long $n: $(get $service/latest/meta-data/long | sha256sum)") & done
+        wait
+        ping -c 2 10.9.0.1 | grep received
+        ip route del 169.254.169.254
+        ip route add default via 10.9.0.1
+        echo "by the router: $(get $service/latest/meta-data/id)"
+        echo waiting
+        until get $service/ready >/ready; do sleep 0.2; done
+        echo "ready: $(cat /ready)"
+        poweroff -f'
+    in_network "$ONGGI" vmm --api-sock sock --config-file config --metadata metadata \
+        --mmds-size-limit 51200 >console </dev/null &
+    local vm=$!
+    eventually guest_says waiting
+    api /mmds -X PATCH -d '{"ready": "it is"}'
+    run wait "$vm"
+    expect_status 0
+    out=$(tr -d '\r' <console)
+    expect_out_has "without a token: nothing"
+    expect_out_has "names: id long"
+    expect_out_has 'id: "i-1"'
+    for n in 1 2 3; do expect_out_has "long $n: $(printf %s "$long" | sha256sum)"; done
+    expect_out_has "2 packets received"
+    expect_out_has "by the router: i-1"
+    expect_out_has "ready: it is"
+}
+
 # uplink: makes a namespace whose only way out is an interface that leads nowhere, for passt to take
 # addresses from: 10.9.0.2/24, by 10.9.0.1.
 uplink() {
