@@ -63,3 +63,46 @@ test_a_balloon_is_no_larger_than_its_guest() {
     expect_status 125
     expect_err_has "a balloon of 129 MiB is too large: the guest has 128 MiB of memory"
 }
+
+# ask METHOD PATH [BODY]: the answer of the VM's API, of one line.
+ask() {
+    curl --silent --show-error --fail-with-body --unix-socket api.sock \
+        --request "$1" ${3:+--data "$3"} "http://localhost$2"
+}
+
+# says PATH FIELD TEST...: whether a number that the API gives is so.
+says() {
+    local number
+    number=$(ask GET "$1" | sed -n "s/.*\"$2\":\([0-9]*\).*/\1/p")
+    test "${number:--1}" "${@:3}"
+}
+
+test_a_balloon_is_changed_while_its_guest_runs() {
+    initrd 'echo ready; sleep 1000'
+    "$ONGGI" vmm --api-sock api.sock >log 2>&1 </dev/null &
+    local pid=$!
+    eventually test -S api.sock
+    ask PUT /boot-source "{\"kernel_image_path\":\"$KERNEL\",\"initrd_path\":\"$PWD/initrd\",\"boot_args\":\"$COMMAND_LINE\"}"
+    ask PUT /machine-config '{"vcpu_count":1,"mem_size_mib":256}'
+    ask PUT /balloon '{"amount_mib":0,"deflate_on_oom":false,"stats_polling_interval_s":1,"free_page_hinting":true}'
+    ask PUT /actions '{"action_type":"InstanceStart"}'
+    eventually grep -q ready log
+    eventually says /balloon/statistics total_memory -gt $((200 << 20))
+    expect "free memory" says /balloon/statistics free_memory -gt $((100 << 20))
+    # What is free, all at once.
+    local before
+    before=$(kib VmRSS $pid)
+    ask PATCH /balloon/hinting/start '{"acknowledge_on_stop":true}'
+    eventually says /balloon/hinting/status guest_cmd -eq 0
+    expect "the end of the run" says /balloon/hinting/status host_cmd -eq 1
+    ask PATCH /balloon '{"amount_mib":128}'
+    eventually says /balloon/statistics actual_mib -eq 128
+    eventually says /balloon/statistics total_memory -lt $((140 << 20))
+    ask PATCH /balloon '{"amount_mib":0}'
+    eventually says /balloon/statistics actual_mib -eq 0
+    eventually says /balloon/statistics total_memory -gt $((200 << 20))
+    ask PATCH /vm '{"state":"Paused"}'
+    ask PATCH /vm '{"state":"Resumed"}'
+    expect "no more than before" test "$(kib VmRSS $pid)" -lt $((before + (16 << 10)))
+    kill -KILL $pid
+}

@@ -162,7 +162,14 @@ impl Plan {
                 })
                 .collect(),
             entropy: config.entropy.map(|device| rate(&device.rate_limiter)),
-            balloon: None,
+            balloon: config.balloon.map(|balloon| BalloonOptions {
+                target_mib: balloon.amount_mib,
+                memory_mib: mib(config.machine_config.mem_size_mib << 20),
+                deflate_on_oom: balloon.deflate_on_oom,
+                polling_interval: balloon.stats_polling_interval_s,
+                free_page_hinting: balloon.free_page_hinting,
+                free_page_reporting: balloon.free_page_reporting,
+            }),
             metadata: metadata.transpose()?,
             transport,
             cpu: config.cpu_config.as_ref().map(template).unwrap_or_default(),

@@ -183,8 +183,8 @@ fn configurations() {
     assert!(boot("{").contains("the configuration is not valid: EOF"));
     let kernel = r#""boot-source": {"kernel_image_path": "/nonexistent"}"#;
     assert!(
-        boot(&format!(r#"{{{kernel}, "balloon": {{"amount_mib": 1}}}}"#))
-            .contains("'balloon' in the configuration is not supported yet")
+        boot(&format!(r#"{{{kernel}, "pmem": [{{"id": "a"}}]}}"#))
+            .contains("'pmem' in the configuration is not supported yet")
     );
     assert!(boot(&format!(r#"{{{kernel}, "drive": []}}"#)).contains("unknown field `drive`"));
     assert!(

@@ -102,7 +102,6 @@ fn root_by_partition() {
 #[test]
 fn parts_that_do_not_exist_are_named() {
     for (json, part) in [
-        (r#","balloon":{"amount_mib":1}"#, "balloon"),
         (r#","metrics":{"metrics_path":"m"}"#, "metrics"),
         (r#","cpu-config":"template.json""#, "cpu-config"),
         (r#","pmem":[{}]"#, "pmem"),

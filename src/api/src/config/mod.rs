@@ -230,7 +230,7 @@ struct Document {
     entropy: Option<Entropy>,
     logger: Option<Logger>,
     serial: Option<Serial>,
-    balloon: Option<Value>,
+    balloon: Option<Balloon>,
     cpu_config: Option<Value>,
     memory_hotplug: Option<Value>,
     metrics: Option<Value>,
@@ -250,7 +250,6 @@ fn refuse(part: &'static str, value: Option<&Value>) -> Result<(), Error> {
 impl Document {
     fn into_config(self) -> Result<VmConfig, Error> {
         for (part, value) in [
-            ("balloon", &self.balloon),
             ("cpu-config", &self.cpu_config),
             ("memory-hotplug", &self.memory_hotplug),
             ("metrics", &self.metrics),
@@ -261,6 +260,7 @@ impl Document {
         let mut config = VmConfig {
             boot_source: Some(self.boot_source),
             vsock: self.vsock.map(VsockSection::check).transpose()?,
+            balloon: self.balloon,
             entropy: self.entropy,
             logger: self.logger,
             serial: self.serial,

@@ -8,7 +8,7 @@ use onggi_api::config::{
     self, Backing, BootSource, Drive, DriveUpdate, Logger, MmdsConfig, NetworkUpdate,
 };
 use onggi_api::rate::RateLimiter;
-use onggi_api::rest::{ActionType, Answer, Balloons, Call, Fault, VmState, Vmm};
+use onggi_api::rest::{ActionType, Answer, Call, Fault, VmState, Vmm};
 use onggi_mmds::{Address, Store, StoreError};
 use onggi_vmm::{Handle, Transport};
 use serde::Serialize;
@@ -25,7 +25,7 @@ pub(super) struct Controller {
     transport: Transport,
     boot_timer: bool,
     /// What the VM is to be, or is.
-    config: VmConfig,
+    pub(super) config: VmConfig,
     metadata: Store,
     metrics: Metrics,
     running: Option<Running>,
@@ -33,9 +33,9 @@ pub(super) struct Controller {
 }
 
 /// A VM that was started.
-struct Running {
+pub(super) struct Running {
     vm: Handle,
-    controls: Controls,
+    pub(super) controls: Controls,
 }
 
 impl Controller {
@@ -110,7 +110,7 @@ impl Controller {
         Ok(())
     }
 
-    fn running(&self) -> Result<&Running, Fault> {
+    pub(super) fn running(&self) -> Result<&Running, Fault> {
         self.running.as_ref().ok_or(Fault::NotStarted)
     }
 
@@ -245,10 +245,7 @@ impl Controller {
             Call::Action(ActionType::InstanceStart) => self.start()?,
             Call::Action(ActionType::SendCtrlAltDel) => self.running()?.vm.ctrl_alt_del(),
             Call::Action(ActionType::FlushMetrics) => self.metrics.flush()?,
-            Call::Balloon(Balloons::Get) => {
-                return Err(Fault::Other("the microVM has no balloon".to_owned()));
-            }
-            Call::Balloon(_) => return Err(Fault::NotSupported("a balloon")),
+            Call::Balloon(call) => return self.balloon(call),
             Call::MmdsConfig(mmds) => self.set_mmds(mmds)?,
             Call::Unsupported(what) => return Err(Fault::NotSupported(what)),
         }
@@ -269,7 +266,7 @@ impl Vmm for Controller {
     }
 }
 
-fn value(from: &impl Serialize) -> Result<Value, Fault> {
+pub(super) fn value(from: &impl Serialize) -> Result<Value, Fault> {
     serde_json::to_value(from).map_err(|error| Fault::of(&error))
 }
 

@@ -197,3 +197,17 @@ fn the_metadata_service_is_on_links_that_there_are() {
     }
     assert_eq!(get(&mut api, "/vm/config")["mmds-config"], expected);
 }
+
+#[test]
+fn a_balloon_is_described_before_it_is_there() {
+    let mut api = api(&[]);
+    let missing = fault(&mut api, Method::Get, "/balloon", "");
+    assert_eq!(missing, "the microVM has no balloon");
+    let balloon = r#"{"amount_mib":64,"deflate_on_oom":true,"stats_polling_interval_s":5}"#;
+    put(&mut api, "/balloon", balloon);
+    let balloon = get(&mut api, "/balloon");
+    assert_eq!(balloon["amount_mib"], 64);
+    assert_eq!(balloon["free_page_reporting"], false);
+    assert_eq!(get(&mut api, "/vm/config")["balloon"], balloon);
+    fault(&mut api, Method::Patch, "/balloon", r#"{"amount_mib":1}"#);
+}

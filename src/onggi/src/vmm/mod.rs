@@ -5,6 +5,7 @@
 //! API's socket.
 
 mod args;
+mod balloon;
 mod controller;
 mod listen;
 mod metrics;
