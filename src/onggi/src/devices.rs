@@ -16,6 +16,7 @@ use onggi_vhost::{
 };
 use onggi_virtio::balloon::{Balloon, BalloonControl, BalloonError, BalloonOptions};
 use onggi_virtio::blk::{Block, BlockControl, BlockError, BlockOptions};
+use onggi_virtio::counters::{BlockTally, Counters};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
 use onggi_virtio::queue::DEFAULT_SIZE;
@@ -201,8 +202,10 @@ pub struct Microvm {
 pub struct DriveControl {
     /// What is behind it.
     pub medium: BlockControl,
-    /// How fast it is.
+    /// How fast it may be.
     pub limiter: Arc<Limiter>,
+    /// What it has done.
+    pub counters: Arc<Counters<BlockTally>>,
 }
 
 /// What of the devices can be changed while the VM runs, in the order in which they were described.
@@ -246,9 +249,13 @@ pub fn for_microvm(
                 let limiter = Arc::new(Limiter::new(spec.rate));
                 let (disk, size) = (open(spec)?, spec.queue_size);
                 let device = block(disk, &drive.serial, vcpus, size, limiter.clone())?;
-                let medium = device.control();
+                let control = DriveControl {
+                    medium: device.control(),
+                    limiter,
+                    counters: device.counters(),
+                };
                 let device: Box<dyn Device> = Box::new(device);
-                (device, Some(DriveControl { medium, limiter }))
+                (device, Some(control))
             }
             DiskSpec::VhostUser(spec) => (vhost_user(spec, vcpus)?, None),
         };

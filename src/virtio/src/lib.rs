@@ -5,6 +5,7 @@
 pub mod balloon;
 pub mod blk;
 pub mod chain;
+pub mod counters;
 pub mod device;
 pub mod net;
 pub mod queue;

@@ -106,6 +106,12 @@ impl Controller {
         };
         let started = self.events.send(Event::Start(Box::new(built)));
         started.map_err(|_| Fault::Other("the process is about to end".to_owned()))?;
+        for (drive, control) in self.config.drives.iter().zip(&running.controls.drives) {
+            if let Some(control) = control {
+                let counters = control.counters.clone();
+                self.metrics.add_disk(&drive.drive_id, counters);
+            }
+        }
         self.running = Some(running);
         Ok(())
     }

@@ -352,6 +352,27 @@ fn reads_writes_and_flushes() {
 }
 
 #[test]
+fn counts_what_it_does() {
+    let mut bench = Bench::new();
+    let counters = bench.device.counters();
+    bench.read(0, 1024);
+    bench.read(2, 512);
+    bench.status(VIRTIO_BLK_T_OUT, 0, &[7; 512]);
+    bench.status(VIRTIO_BLK_T_FLUSH, 0, &[]);
+    bench.status(VIRTIO_BLK_T_OUT, 1 << 40, &[7; 512]);
+    bench.device.stop_queue(0);
+    let total = BlockTally {
+        reads: 2,
+        read_bytes: 1536,
+        writes: 1,
+        written_bytes: 512,
+        flushes: 1,
+        failures: 0,
+    };
+    assert_eq!(counters.total(), total);
+}
+
+#[test]
 fn tells_its_serial_number() {
     let mut bench = Bench::new();
     let (status, id, len) = bench.request(VIRTIO_BLK_T_GET_ID, 0, &[], 20);

@@ -14,6 +14,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 pub use crate::blk::control::BlockControl;
 use crate::blk::request::Rules;
+use crate::counters::{BlockTally, Counters};
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::{DEFAULT_SIZE, Queue};
 use crate::rate::Limiter;
@@ -64,6 +65,7 @@ pub struct Block {
     description: Description,
     rules: Rules,
     limiter: Arc<Limiter>,
+    counters: Arc<Counters<BlockTally>>,
     control: BlockControl,
     /// Of each queue that runs.
     running: Vec<Option<Running>>,
@@ -111,6 +113,7 @@ impl Block {
             description,
             rules,
             limiter: Arc::default(),
+            counters: Arc::default(),
             control,
             running: (0..queues).map(|_| None).collect(),
         })
@@ -119,6 +122,11 @@ impl Block {
     /// A handle to put another file behind the device.
     pub fn control(&self) -> BlockControl {
         self.control.clone()
+    }
+
+    /// What it has done, from the first request on.
+    pub fn counters(&self) -> Arc<Counters<BlockTally>> {
+        self.counters.clone()
     }
 
     /// Limits its requests, those of all queues together. Bytes are those of data; each request is
@@ -134,9 +142,10 @@ impl Block {
         let again = start.try_clone().map_err(failed)?;
         let (queue, kick) = Queue::new(index, max_size, start)?;
         let (rules, limiter) = (self.rules.clone(), self.limiter.clone());
+        let counters = self.counters.clone();
         let own_kick = kick.try_clone().map_err(failed)?;
         let make = move || {
-            worker::Server::new(queue, rules, limiter, own_kick)
+            worker::Server::new(queue, rules, limiter, counters, own_kick)
                 .map(|server| move |stop: &_| server.serve(stop))
                 .map_err(io::Error::other)
         };

@@ -5,10 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onggi_storage::{Completion, Engine, EngineError};
+use onggi_storage::{Completion, Engine, EngineError, Request};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::blk::request::{Parsed, Pending, Rules, Status, data_len, parse};
+use crate::counters::{BlockTally, Counters};
 use crate::device::QueueState;
 use crate::queue::Queue;
 use crate::rate::Limiter;
@@ -19,6 +20,8 @@ pub(crate) struct Server {
     engine: Engine<Pending>,
     rules: Rules,
     limiter: Arc<Limiter>,
+    counters: Arc<Counters<BlockTally>>,
+    tally: BlockTally,
     polling: Polling,
     failures: u64,
 }
@@ -29,6 +32,7 @@ impl Server {
         queue: Queue,
         rules: Rules,
         limiter: Arc<Limiter>,
+        counters: Arc<Counters<BlockTally>>,
         kick: EventFd,
     ) -> Result<Self, EngineError> {
         let engine = Engine::new(rules.disk.clone(), queue.size(), kick)?;
@@ -37,6 +41,8 @@ impl Server {
             engine,
             rules,
             limiter,
+            counters,
+            tally: BlockTally::default(),
             polling: Polling::default(),
             failures: 0,
         })
@@ -52,6 +58,7 @@ impl Server {
             self.queue.notify();
             self.queue.needs_reset();
         }
+        self.counters.collect(&mut self.tally);
         self.queue.notify();
         self.queue.state()
     }
@@ -59,6 +66,7 @@ impl Server {
     fn run(&mut self, stop: &Stop) -> io::Result<()> {
         while !stop.requested() {
             let admitted = self.take_in();
+            self.counters.collect(&mut self.tally);
             self.engine.flush()?;
             self.give_back();
             self.queue.notify();
@@ -110,12 +118,32 @@ impl Server {
             let Some(chain) = self.queue.pop() else {
                 return Ok(());
             };
-            self.limiter.charge(data_len(&chain));
+            let bytes = data_len(&chain);
+            self.limiter.charge(bytes);
             match parse(chain, &self.rules) {
-                Parsed::Work(request, pending) => self.engine.submit(request, pending),
+                Parsed::Work(request, pending) => {
+                    self.count(&request, bytes);
+                    self.engine.submit(request, pending);
+                }
                 Parsed::Answer(status, pending) => pending.complete(&mut self.queue, status),
                 Parsed::Unanswerable(chain) => self.queue.complete(chain, 0),
             }
+        }
+    }
+
+    fn count(&mut self, request: &Request, bytes: u64) {
+        let tally = &mut self.tally;
+        match request {
+            Request::Read { .. } => {
+                tally.reads += 1;
+                tally.read_bytes += bytes;
+            }
+            Request::Write { .. } => {
+                tally.writes += 1;
+                tally.written_bytes += bytes;
+            }
+            Request::Flush => tally.flushes += 1,
+            Request::Discard { .. } | Request::WriteZeroes { .. } => {}
         }
     }
 
@@ -136,6 +164,7 @@ impl Server {
     /// Logs a failure of the host. A guest that goes on trying must not fill the log.
     fn report(&mut self, error: &io::Error) {
         self.failures += 1;
+        self.tally.failures += 1;
         if self.failures.is_power_of_two() {
             let path = self.engine.disk().paths().next();
             tracing::warn!(path = ?path, count = self.failures, "a request failed: {error}");

@@ -29,6 +29,7 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::counters::{Counters, NetTally};
 use crate::device::{Description, Device, QueueStart, QueueState, StartError};
 use crate::queue::{DEFAULT_SIZE, FEATURE_EVENT_IDX, FEATURE_INDIRECT, Queue};
 use crate::rate::Limiter;
@@ -91,6 +92,7 @@ pub struct Net {
     ports: Arc<Ports>,
     receive_limiter: Arc<Limiter>,
     transmit_limiter: Arc<Limiter>,
+    counters: Arc<Counters<NetTally>>,
     /// Which queues run.
     running: Vec<Option<Role>>,
     /// The pairs of which a queue runs.
@@ -144,6 +146,7 @@ impl Net {
             ports: Arc::new(ports),
             receive_limiter: Arc::default(),
             transmit_limiter: Arc::default(),
+            counters: Arc::default(),
             running: vec![None; queues],
             controller: None,
         })
@@ -168,6 +171,11 @@ impl Net {
         self
     }
 
+    /// What it has done, from the first frame on.
+    pub fn counters(&self) -> Arc<Counters<NetTally>> {
+        self.counters.clone()
+    }
+
     /// What a queue is for to a driver that agreed on `features`: one that can't have several pairs
     /// has the control queue behind the first.
     fn role(&self, index: u16, features: u64) -> Option<Role> {
@@ -185,6 +193,7 @@ impl Net {
 
     fn serve(&mut self, role: Role, queue: Queue, kick: EventFd, features: u64) -> io::Result<()> {
         let ports = self.ports.clone();
+        let counters = self.counters.clone();
         match role {
             Role::Control => {
                 if queue.state() == QueueState::default() {
@@ -202,7 +211,7 @@ impl Net {
             Role::Transmit(pair) => {
                 let limiter = self.transmit_limiter.clone();
                 let make = move || {
-                    let sender = transmit::Sender::new(queue, ports, pair, limiter);
+                    let sender = transmit::Sender::new(queue, ports, pair, limiter, counters);
                     Side::Transmit(Box::new(sender))
                 };
                 self.serve_side(pair, Box::new(make), kick)
@@ -221,7 +230,8 @@ impl Net {
                 let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
                 let limiter = self.receive_limiter.clone();
                 let make = move || {
-                    let receiver = receive::Receiver::new(queue, ports, pair, mergeable, limiter);
+                    let receiver =
+                        receive::Receiver::new(queue, ports, pair, mergeable, limiter, counters);
                     Side::Receive(Box::new(receiver))
                 };
                 self.serve_side(pair, Box::new(make), kick)

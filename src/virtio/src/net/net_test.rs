@@ -338,6 +338,7 @@ fn without_mergeable_buffers_a_frame_has_one_or_is_dropped() {
     let guest = Guest::new();
     let mut driver = guest.queue(8);
     let mut device = net(link);
+    let counters = device.counters();
     device.start_queue(0, driver.start(0)).unwrap();
     let rooms = [guest.room(500), guest.room(500)];
     for room in rooms {
@@ -348,6 +349,9 @@ fn without_mergeable_buffers_a_frame_has_one_or_is_dropped() {
     driver.kick();
     assert_eq!(driver.wait_used().len, 72);
     assert_eq!(device.stop_queue(0).unwrap().next_avail, 1);
+    let total = counters.total();
+    assert_eq!((total.received, total.received_bytes), (1, 60));
+    assert_eq!(total.receive_failures, 1);
 }
 
 #[test]

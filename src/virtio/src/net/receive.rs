@@ -19,6 +19,7 @@ use super::pair::Next;
 use super::port::Ports;
 use super::{Failures, is_gone};
 use crate::chain::Chain;
+use crate::counters::{Counters, NetTally};
 use crate::device::QueueState;
 use crate::queue::Queue;
 use crate::rate::Limiter;
@@ -81,6 +82,8 @@ pub(super) struct Receiver {
     pair: u16,
     mergeable: bool,
     limiter: Arc<Limiter>,
+    counters: Arc<Counters<NetTally>>,
+    tally: NetTally,
     held: VecDeque<Held>,
     /// The sum of the rooms.
     room: usize,
@@ -106,6 +109,7 @@ impl Receiver {
         pair: u16,
         mergeable: bool,
         limiter: Arc<Limiter>,
+        counters: Arc<Counters<NetTally>>,
     ) -> Self {
         Self {
             queue,
@@ -113,6 +117,8 @@ impl Receiver {
             pair,
             mergeable,
             limiter,
+            counters,
+            tally: NetTally::default(),
             held: VecDeque::new(),
             room: 0,
             vectors: Writable::default(),
@@ -162,6 +168,7 @@ impl Receiver {
             self.resting = None;
         }
         let next = self.receive_batch();
+        self.counters.collect(&mut self.tally);
         self.queue.notify();
         next
     }
@@ -280,12 +287,15 @@ impl Receiver {
             if self.mergeable && frame.since.elapsed() < PATIENCE {
                 return false;
             }
+            self.tally.receive_failures += 1;
             self.failures
                 .report("a frame was dropped", &"the guest has no room for it");
             self.frame = None;
             return true;
         }
         let (len, filled) = (frame.len, frame.filled);
+        self.tally.received += 1;
+        self.tally.received_bytes += (len - HEADER) as u64;
         self.frame = None;
         let (mut left, mut spilled, mut vectors) = (len, &self.spill[..], 0);
         while left > 0 {

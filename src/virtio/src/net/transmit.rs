@@ -11,6 +11,7 @@ use super::pair::Next;
 use super::port::{Port, Ports};
 use super::{Failures, is_gone};
 use crate::chain::Chain;
+use crate::counters::{Counters, NetTally};
 use crate::device::QueueState;
 use crate::queue::Queue;
 use crate::rate::Limiter;
@@ -25,6 +26,8 @@ pub(super) struct Sender {
     ports: Arc<Ports>,
     pair: u16,
     limiter: Arc<Limiter>,
+    counters: Arc<Counters<NetTally>>,
+    tally: NetTally,
     frame: Readable,
     failures: Failures,
     /// The link is no more: frames go nowhere, as with a cable that is unplugged.
@@ -32,12 +35,20 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(queue: Queue, ports: Arc<Ports>, pair: u16, limiter: Arc<Limiter>) -> Self {
+    pub(super) fn new(
+        queue: Queue,
+        ports: Arc<Ports>,
+        pair: u16,
+        limiter: Arc<Limiter>,
+        counters: Arc<Counters<NetTally>>,
+    ) -> Self {
         Self {
             queue,
             ports,
             pair,
             limiter,
+            counters,
+            tally: NetTally::default(),
             frame: Readable::default(),
             failures: Failures::default(),
             gone: false,
@@ -64,6 +75,7 @@ impl Sender {
     /// Sends a batch of frames, and tells the driver.
     pub(super) fn turn(&mut self) -> Next {
         let next = self.send_batch();
+        self.counters.collect(&mut self.tally);
         self.queue.notify();
         // A frame that the link has taken in part comes before anything else.
         match self.own_port().is_blocked() {
@@ -80,7 +92,8 @@ impl Sender {
             let Some(chain) = self.queue.pop() else {
                 return Next::Buffers(None);
             };
-            match self.send(&chain) {
+            let len = chain.reader().remaining();
+            match self.send(&chain, len) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if let Err(chain) = self.queue.put_back(chain) {
                         self.queue.complete(chain, 0);
@@ -88,9 +101,9 @@ impl Sender {
                     return self.when_there_is_room();
                 }
                 Err(error) => self.report(&error),
-                Ok(()) => {}
+                Ok(()) => self.count(len),
             }
-            self.limiter.charge(chain.reader().remaining() as u64);
+            self.limiter.charge(len as u64);
             self.queue.complete(chain, 0);
         }
         Next::Turn
@@ -108,11 +121,11 @@ impl Sender {
         self.ports.of_pair(self.pair)
     }
 
-    fn send(&mut self, chain: &Chain) -> io::Result<()> {
+    fn send(&mut self, chain: &Chain, len: usize) -> io::Result<()> {
         if self.gone {
             return Ok(());
         }
-        if !(HEADER + 1..=MAX_FRAME).contains(&chain.reader().remaining()) {
+        if !(HEADER + 1..=MAX_FRAME).contains(&len) {
             return Err(io::Error::other("its length is not that of a frame"));
         }
         let ranges = chain.readable().iter().map(|s| (s.addr, s.len));
@@ -140,7 +153,18 @@ impl Sender {
         }
     }
 
+    fn count(&mut self, len: usize) {
+        match self.gone {
+            true => self.tally.send_failures += 1,
+            false => {
+                self.tally.sent += 1;
+                self.tally.sent_bytes += len.saturating_sub(HEADER) as u64;
+            }
+        }
+    }
+
     fn report(&mut self, error: &io::Error) {
+        self.tally.send_failures += 1;
         if is_gone(error) {
             tracing::warn!("a network device has lost its link: {error}");
             self.gone = true;
