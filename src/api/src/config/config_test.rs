@@ -102,8 +102,6 @@ fn root_by_partition() {
 #[test]
 fn parts_that_do_not_exist_are_named() {
     for (json, part) in [
-        (r#","metrics":{"metrics_path":"m"}"#, "metrics"),
-        (r#","cpu-config":"template.json""#, "cpu-config"),
         (r#","pmem":[{}]"#, "pmem"),
         (r#","memory-hotplug":{}"#, "memory-hotplug"),
         (
@@ -151,6 +149,33 @@ fn metadata_service() {
         let refused = refused(&with(mmds));
         assert!(refused.contains(why), "{refused}");
     }
+}
+
+#[test]
+fn a_cpu_configuration_has_a_file_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cpu.json");
+    let config = || parse(&format!(r#","cpu-config":"{}""#, path.display()));
+    assert!(matches!(config(), Err(Error::ReadCpuConfig(..))));
+    std::fs::write(&path, r#"{"kvm_capabilities":["1"]}"#).unwrap();
+    let read = config().unwrap().cpu_config.unwrap();
+    assert_eq!(read.kvm_capabilities, [KvmCapability::Needed(1)]);
+    let here = parse(r#","cpu-config":{"kvm_capabilities":["1"]}"#).unwrap();
+    assert_eq!(here.cpu_config, Some(read));
+    std::fs::write(&path, "3").unwrap();
+    assert!(matches!(config(), Err(Error::CpuConfig(..))));
+}
+
+#[test]
+fn a_balloon_has_defaults() {
+    let json = r#","balloon":{"amount_mib":1,"deflate_on_oom":true}"#;
+    let balloon = parse(json).unwrap().balloon.unwrap();
+    assert_eq!(
+        (balloon.amount_mib, balloon.stats_polling_interval_s),
+        (1, 0)
+    );
+    assert!(!balloon.free_page_hinting && !balloon.free_page_reporting);
+    assert!(refused(r#","balloon":{"amount_mib":1}"#).contains("deflate_on_oom"));
 }
 
 #[test]

@@ -7,6 +7,10 @@ mod machine;
 mod network;
 mod parts;
 
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
 use onggi_network::{MacError, TapName, TapNameError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -31,6 +35,12 @@ pub enum Error {
     /// Not JSON, or JSON with a missing, unknown or ill-typed field.
     #[error("the configuration is not valid")]
     Json(#[source] serde_json::Error),
+    /// The file of `cpu-config`.
+    #[error("the CPU configuration {} can't be read", .0.display())]
+    ReadCpuConfig(PathBuf, #[source] io::Error),
+    /// What is in it.
+    #[error("the CPU configuration {} is not valid", .0.display())]
+    CpuConfig(PathBuf, #[source] serde_json::Error),
     /// A part of Firecracker that onggi doesn't have.
     #[error("'{0}' in the configuration is not supported yet")]
     NotSupported(&'static str),
@@ -231,9 +241,10 @@ struct Document {
     logger: Option<Logger>,
     serial: Option<Serial>,
     balloon: Option<Balloon>,
-    cpu_config: Option<Value>,
+    /// A path in Firecracker, the configuration itself here too.
+    cpu_config: Option<CpuConfigOrPath>,
     memory_hotplug: Option<Value>,
-    metrics: Option<Value>,
+    metrics: Option<Metrics>,
     mmds_config: Option<MmdsConfig>,
     pmem: Option<Value>,
 }
@@ -250,15 +261,15 @@ fn refuse(part: &'static str, value: Option<&Value>) -> Result<(), Error> {
 impl Document {
     fn into_config(self) -> Result<VmConfig, Error> {
         for (part, value) in [
-            ("cpu-config", &self.cpu_config),
             ("memory-hotplug", &self.memory_hotplug),
-            ("metrics", &self.metrics),
             ("pmem", &self.pmem),
         ] {
             refuse(part, value.as_ref())?;
         }
         let mut config = VmConfig {
             boot_source: Some(self.boot_source),
+            cpu_config: self.cpu_config.map(CpuConfigOrPath::read).transpose()?,
+            metrics: self.metrics,
             vsock: self.vsock.map(VsockSection::check).transpose()?,
             balloon: self.balloon,
             entropy: self.entropy,
@@ -289,6 +300,25 @@ impl Document {
             config.set_mmds(mmds)?;
         }
         Ok(config)
+    }
+}
+
+/// Where a file says how the CPUs differ.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum CpuConfigOrPath {
+    Path(PathBuf),
+    Config(CpuConfig),
+}
+
+impl CpuConfigOrPath {
+    fn read(self) -> Result<CpuConfig, Error> {
+        let path = match self {
+            CpuConfigOrPath::Config(config) => return Ok(config),
+            CpuConfigOrPath::Path(path) => path,
+        };
+        let json = fs::read(&path).map_err(|error| Error::ReadCpuConfig(path.clone(), error))?;
+        serde_json::from_slice(&json).map_err(|error| Error::CpuConfig(path, error))
     }
 }
 
