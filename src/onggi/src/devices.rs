@@ -16,7 +16,7 @@ use onggi_vhost::{
 };
 use onggi_virtio::balloon::{Balloon, BalloonControl, BalloonError, BalloonOptions};
 use onggi_virtio::blk::{Block, BlockControl, BlockError, BlockOptions};
-use onggi_virtio::counters::{BlockTally, Counters};
+use onggi_virtio::counters::{BlockTally, Counters, NetTally};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
 use onggi_virtio::queue::DEFAULT_SIZE;
@@ -208,13 +208,22 @@ pub struct DriveControl {
     pub counters: Arc<Counters<BlockTally>>,
 }
 
+/// What of a network device can be changed while the VM runs.
+#[derive(Debug, Clone)]
+pub struct NetworkControl {
+    /// The limits of frames to the guest, and of those from it.
+    pub limiters: [Arc<Limiter>; 2],
+    /// What it has done; nothing of one that the kernel serves.
+    pub counters: Option<Arc<Counters<NetTally>>>,
+}
+
 /// What of the devices can be changed while the VM runs, in the order in which they were described.
 #[derive(Debug, Default, Clone)]
 pub struct Controls {
     /// Of each disk; nothing of one that another process serves. The disks are the first devices.
     pub drives: Vec<Option<DriveControl>>,
-    /// Those of each network device, for frames to and from the guest.
-    pub network: Vec<[Arc<Limiter>; 2]>,
+    /// Of each network device.
+    pub network: Vec<NetworkControl>,
     /// The balloon.
     pub balloon: Option<BalloonControl>,
 }
@@ -265,8 +274,12 @@ pub fn for_microvm(
     for (index, spec) in nets.iter().enumerate() {
         let metadata = metadata.filter(|it| it.nets.contains(&index));
         let limiters = [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
-        let (device, passt) = network(spec, vcpus, limiters.clone(), metadata)?;
-        controls.network.push(limiters);
+        let Network {
+            device,
+            counters,
+            passt,
+        } = network(spec, vcpus, limiters.clone(), metadata)?;
+        controls.network.push(NetworkControl { limiters, counters });
         passts.extend(passt.map(|process| (devices.len(), process)));
         devices.push(device);
     }
@@ -345,13 +358,20 @@ fn block(
     Ok(device.limited_by(limiter))
 }
 
+/// A network device, and what belongs to it.
+struct Network {
+    device: Box<dyn Device>,
+    counters: Option<Arc<Counters<NetTally>>>,
+    passt: Option<Process>,
+}
+
 /// A network device, and the passt at the other end of its link where that is what it has.
 fn network(
     spec: &NetSpec,
     vcpus: u8,
     [receive, transmit]: [Arc<Limiter>; 2],
     metadata: Option<&Metadata>,
-) -> Result<(Box<dyn Device>, Option<Process>), Error> {
+) -> Result<Network, Error> {
     let mac = spec.mac.map_or_else(Mac::random, Ok).map_err(Error::Mac)?;
     let with_service = |links: Vec<Arc<dyn Link>>| match metadata {
         Some(it) => MetadataLink::wrap(links, &it.service, it.address),
@@ -372,7 +392,11 @@ fn network(
                 && let Some(kernel) = kernel(*vhost, spec, links.len())?
             {
                 let net = net.with_queue_size(spec.queue_size)?;
-                return Ok((Box::new(VhostNet::new(kernel, net, links)?), None));
+                return Ok(Network {
+                    device: Box::new(VhostNet::new(kernel, net, links)?),
+                    counters: None,
+                    passt: None,
+                });
             }
             (net, None)
         }
@@ -388,7 +412,11 @@ fn network(
         }
     };
     let net = net.with_queue_size(spec.queue_size)?;
-    Ok((Box::new(net.limited_by(receive, transmit)), passt))
+    Ok(Network {
+        counters: Some(net.counters()),
+        device: Box::new(net.limited_by(receive, transmit)),
+        passt,
+    })
 }
 
 /// The kernel, where it is to serve a network device. It knows no limits, so that where these are set

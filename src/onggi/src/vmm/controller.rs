@@ -112,6 +112,13 @@ impl Controller {
                 self.metrics.add_disk(&drive.drive_id, counters);
             }
         }
+        let interfaces = self.config.network_interfaces.iter();
+        for (interface, control) in interfaces.zip(&running.controls.network) {
+            if let Some(counters) = &control.counters {
+                let id = &interface.iface_id;
+                self.metrics.add_interface(id, counters.clone());
+            }
+        }
         self.running = Some(running);
         Ok(())
     }
@@ -166,7 +173,7 @@ impl Controller {
         let found = interfaces.position(|it| it.iface_id == *id);
         let nothing = || Fault::Other(format!("there is no network interface '{id}'"));
         let index = found.ok_or_else(nothing)?;
-        let [receive, transmit] = self.running()?.controls.network[index].clone();
+        let [receive, transmit] = self.running()?.controls.network[index].limiters.clone();
         let interface = &mut self.config.network_interfaces[index];
         for (limits, limiter, kept) in [
             (

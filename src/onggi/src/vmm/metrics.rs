@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 use onggi_api::rest::{ActionType, Balloons, Call, Fault};
-use onggi_virtio::counters::{BlockTally, Counters, Tally};
+use onggi_virtio::counters::{BlockTally, Counters, NetTally};
 use serde_json::{Map, Value, json};
 
+use super::tallies::Devices;
 use crate::log::open_output;
 
 /// How often a line is written.
@@ -36,21 +37,8 @@ struct State {
     startup: [Option<u64>; 2],
     output: Option<File>,
     lost: u64,
-    /// The disks and their names.
-    disks: Vec<(String, Counted<BlockTally>)>,
-}
-
-/// What a device has done, and how far that was told.
-struct Counted<T> {
-    counters: Arc<Counters<T>>,
-    told: T,
-}
-
-impl<T: Tally> Counted<T> {
-    fn new(counters: Arc<Counters<T>>) -> Self {
-        let told = T::default();
-        Self { counters, told }
-    }
+    disks: Devices<BlockTally>,
+    interfaces: Devices<NetTally>,
 }
 
 impl Metrics {
@@ -69,7 +57,8 @@ impl Metrics {
             ],
             output: None,
             lost: 0,
-            disks: Vec::new(),
+            disks: Devices::disks(),
+            interfaces: Devices::interfaces(),
         })))
     }
 
@@ -117,8 +106,12 @@ impl Metrics {
 
     /// Counts what a disk does, from its first request on.
     pub(super) fn add_disk(&self, id: &str, counters: Arc<Counters<BlockTally>>) {
-        let disk = (id.to_owned(), Counted::new(counters));
-        self.state().disks.push(disk);
+        self.state().disks.add(id, counters);
+    }
+
+    /// Counts what a network interface does, from its first frame on.
+    pub(super) fn add_interface(&self, id: &str, counters: Arc<Counters<NetTally>>) {
+        self.state().interfaces.add(id, counters);
     }
 
     /// Writes to a file from now on.
@@ -191,21 +184,8 @@ impl State {
             line[group][format!("{name}_count")] = json!(count);
             line[group][format!("{name}_fails")] = json!(fails);
         }
-        let disks: Vec<_> = self
-            .disks
-            .iter()
-            .map(|(_, it)| it.counters.total())
-            .collect();
-        let mut sum = Map::new();
-        for ((id, counted), total) in self.disks.iter().zip(&disks) {
-            let numbers = block(&counted.told, total);
-            for (name, number) in &numbers {
-                let before = sum.get(*name).and_then(Value::as_u64).unwrap_or(0);
-                sum.insert((*name).to_owned(), json!(before.wrapping_add(*number)));
-            }
-            line[format!("block_{id}")] = numbers.iter().copied().collect();
-        }
-        line["block"] = Value::Object(sum);
+        let disks = self.disks.tell(&mut line);
+        let interfaces = self.interfaces.tell(&mut line);
         // In one call, so that a pipe gets all of it or nothing.
         let line = format!("{line}\n");
         if let Err(error) = output.write_all(line.as_bytes()) {
@@ -213,57 +193,16 @@ impl State {
             return Err(error);
         }
         self.requests.clear();
-        for ((_, counted), total) in self.disks.iter_mut().zip(disks) {
-            counted.told = total;
-        }
+        self.disks.told(disks);
+        self.interfaces.told(interfaces);
         self.lost = 0;
         Ok(())
     }
 }
 
-/// What a disk has done between two moments.
-fn block(before: &BlockTally, now: &BlockTally) -> [(&'static str, u64); 6] {
-    [
-        ("read_count", now.reads.wrapping_sub(before.reads)),
-        ("read_bytes", now.read_bytes.wrapping_sub(before.read_bytes)),
-        ("write_count", now.writes.wrapping_sub(before.writes)),
-        (
-            "write_bytes",
-            now.written_bytes.wrapping_sub(before.written_bytes),
-        ),
-        ("flush_count", now.flushes.wrapping_sub(before.flushes)),
-        ("execute_fails", now.failures.wrapping_sub(before.failures)),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A disk that has done nothing.
-    fn nothing() -> Value {
-        let none = BlockTally::default();
-        block(&none, &none).iter().copied().collect()
-    }
-
-    #[test]
-    fn what_disks_do_is_told_once() {
-        let before = BlockTally {
-            reads: 1,
-            written_bytes: u64::MAX,
-            ..BlockTally::default()
-        };
-        let now = BlockTally {
-            reads: 3,
-            written_bytes: 511,
-            ..BlockTally::default()
-        };
-        let told = block(&before, &now);
-        assert_eq!(
-            (told[0], told[3]),
-            (("read_count", 2), ("write_bytes", 512))
-        );
-    }
 
     #[test]
     fn lines_count_from_zero() {
@@ -288,10 +227,8 @@ mod tests {
             json!({"instance_info_count": 2, "instance_info_fails": 1})
         );
         assert_eq!(lines[1][GET], json!({}));
-        assert_eq!(
-            (&lines[0]["block_d"], &lines[0]["block"]),
-            (&nothing(), &nothing())
-        );
+        assert_eq!(lines[0]["block_d"]["read_count"], 0);
+        assert_eq!(lines[0]["block"], lines[0]["block_d"]);
         assert!(lines[0]["api_server"]["process_startup_time_us"].as_u64() > Some(0));
         assert!(lines[0]["utc_timestamp_ms"].as_u64() > Some(1_600_000_000_000));
     }
