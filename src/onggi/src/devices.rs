@@ -187,6 +187,7 @@ pub struct Drive {
 }
 
 /// The devices of a plain microVM, and what belongs to them.
+#[derive(Default)]
 pub struct Microvm {
     pub devices: Devices,
     /// The file that goes when the VM ends.
@@ -236,24 +237,59 @@ pub struct Metadata {
     pub nets: Vec<usize>,
 }
 
-/// The devices of a plain microVM.
-///
-/// # Errors
-/// See [`Error`].
-pub fn for_microvm(
-    drives: &[Drive],
-    vsock: Option<&VsockSpec>,
-    nets: &[NetSpec],
-    metadata: Option<&Metadata>,
-    entropy: Option<Rate>,
-    balloon: Option<BalloonOptions>,
-    vcpus: u8,
-) -> Result<Microvm, Error> {
-    let mut passts = Vec::new();
-    let mut devices: Devices = Vec::new();
-    let mut controls = Controls::default();
-    for drive in drives {
-        let (device, control) = match &drive.spec {
+/// What a plain microVM is to have.
+#[derive(Default)]
+pub struct Wanted<'a> {
+    /// Disks, which come first.
+    pub drives: &'a [Drive],
+    pub nets: &'a [NetSpec],
+    /// What guests are told that ask for metadata.
+    pub metadata: Option<&'a Metadata>,
+    pub vsock: Option<&'a VsockSpec>,
+    /// The entropy device, and what it is limited by.
+    pub entropy: Option<Rate>,
+    pub balloon: Option<BalloonOptions>,
+    pub vcpus: u8,
+}
+
+impl Wanted<'_> {
+    /// Makes the devices, in the order in which the guest sees them.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn make(self) -> Result<Microvm, Error> {
+        let mut microvm = Microvm::default();
+        for drive in self.drives {
+            microvm.add_drive(drive, self.vcpus)?;
+        }
+        for (index, spec) in self.nets.iter().enumerate() {
+            let metadata = self.metadata.filter(|it| it.nets.contains(&index));
+            microvm.add_network(spec, self.vcpus, metadata)?;
+        }
+        if let Some(spec) = self.vsock {
+            let (listener, file) = listen(&spec.path)?;
+            let connector = Box::new(UdsConnector::new(&spec.path));
+            let vsock = Vsock::new(spec.cid.into(), connector, Some(listener))?;
+            microvm.devices.push(Box::new(vsock));
+            microvm.socket = Some(file);
+        }
+        if let Some(rate) = self.entropy {
+            let device = Entropy::new().map_err(Error::Entropy)?;
+            let device = device.limited_by(Arc::new(Limiter::new(rate)));
+            microvm.devices.push(Box::new(device));
+        }
+        if let Some(options) = self.balloon {
+            let device = Balloon::new(options)?;
+            microvm.controls.balloon = Some(device.control());
+            microvm.devices.push(Box::new(device));
+        }
+        Ok(microvm)
+    }
+}
+
+impl Microvm {
+    fn add_drive(&mut self, drive: &Drive, vcpus: u8) -> Result<(), Error> {
+        let (device, control): (Box<dyn Device>, _) = match &drive.spec {
             DiskSpec::File(spec) => {
                 let limiter = Arc::new(Limiter::new(spec.rate));
                 let (disk, size) = (open(spec)?, spec.queue_size);
@@ -263,49 +299,34 @@ pub fn for_microvm(
                     limiter,
                     counters: device.counters(),
                 };
-                let device: Box<dyn Device> = Box::new(device);
-                (device, Some(control))
+                (Box::new(device), Some(control))
             }
             DiskSpec::VhostUser(spec) => (vhost_user(spec, vcpus)?, None),
         };
-        devices.push(device);
-        controls.drives.push(control);
+        self.devices.push(device);
+        self.controls.drives.push(control);
+        Ok(())
     }
-    for (index, spec) in nets.iter().enumerate() {
-        let metadata = metadata.filter(|it| it.nets.contains(&index));
+
+    fn add_network(
+        &mut self,
+        spec: &NetSpec,
+        vcpus: u8,
+        metadata: Option<&Metadata>,
+    ) -> Result<(), Error> {
         let limiters = [spec.receive, spec.transmit].map(|rate| Arc::new(Limiter::new(rate)));
         let Network {
             device,
             counters,
             passt,
         } = network(spec, vcpus, limiters.clone(), metadata)?;
-        controls.network.push(NetworkControl { limiters, counters });
-        passts.extend(passt.map(|process| (devices.len(), process)));
-        devices.push(device);
+        let control = NetworkControl { limiters, counters };
+        self.controls.network.push(control);
+        let index = self.devices.len();
+        self.passts.extend(passt.map(|process| (index, process)));
+        self.devices.push(device);
+        Ok(())
     }
-    let mut socket = None;
-    if let Some(spec) = vsock {
-        let (listener, file) = listen(&spec.path)?;
-        let connector = Box::new(UdsConnector::new(&spec.path));
-        let vsock = Vsock::new(spec.cid.into(), connector, Some(listener))?;
-        devices.push(Box::new(vsock));
-        socket = Some(file);
-    }
-    if let Some(rate) = entropy {
-        let device = Entropy::new().map_err(Error::Entropy)?;
-        devices.push(Box::new(device.limited_by(Arc::new(Limiter::new(rate)))));
-    }
-    if let Some(options) = balloon {
-        let device = Balloon::new(options)?;
-        controls.balloon = Some(device.control());
-        devices.push(Box::new(device));
-    }
-    Ok(Microvm {
-        devices,
-        socket,
-        passts,
-        controls,
-    })
 }
 
 fn open(spec: &FileDisk) -> Result<Disk, DiskError> {
@@ -516,15 +537,22 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
+    fn make(drives: &[Drive], vcpus: u8) -> Result<Microvm, Error> {
+        let wanted = Wanted {
+            drives,
+            vcpus,
+            ..Wanted::default()
+        };
+        wanted.make()
+    }
+
     #[test]
     fn a_disk_that_nobody_serves() {
         let drive = Drive {
             spec: "vhost-user=/nonexistent".parse().unwrap(),
             serial: "a".to_owned(),
         };
-        let error = for_microvm(&[drive], None, &[], None, None, None, 1)
-            .err()
-            .unwrap();
+        let error = make(&[drive], 1).err().unwrap();
         assert!(matches!(error, Error::VhostUser(..)) && error.hint().is_some());
     }
 
@@ -542,9 +570,9 @@ mod tests {
             }),
             serial: "a".repeat(40),
         };
-        let error = for_microvm(&[drive("/nonexistent")], None, &[], None, None, None, 1);
+        let error = make(&[drive("/nonexistent")], 1);
         assert!(matches!(error, Err(Error::Disk(DiskError::Open { .. }))));
-        let error = for_microvm(&[drive("/dev/null")], None, &[], None, None, None, 1);
+        let error = make(&[drive("/dev/null")], 1);
         assert!(matches!(
             error,
             Err(Error::Disk(DiskError::NotADisk { .. }))
@@ -553,7 +581,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let drive = drive(&file.path().to_string_lossy());
-        let microvm = for_microvm(&[drive], None, &[], None, None, None, 0).unwrap();
+        let microvm = make(&[drive], 0).unwrap();
         assert_eq!(
             microvm.devices.len(),
             1,

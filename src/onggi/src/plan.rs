@@ -26,7 +26,7 @@ use crate::cli::{
     BootArgs, Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, NetSpec, Vhost, VhostUserDisk,
     VsockSpec,
 };
-use crate::devices::{self, Controls, Drive, Microvm, SocketFile};
+use crate::devices::{self, Controls, Drive, Microvm, SocketFile, Wanted};
 use crate::error::{Explain, Failure};
 use crate::hypervisor;
 use crate::serial::{self, Keys};
@@ -345,15 +345,16 @@ impl Plan {
             socket,
             passts,
             controls,
-        } = devices::for_microvm(
-            &self.drives,
-            self.vsock.as_ref(),
-            &self.net,
-            metadata.as_ref(),
-            self.entropy,
-            self.balloon,
-            self.cpus,
-        )?;
+        } = Wanted {
+            drives: &self.drives,
+            nets: &self.net,
+            metadata: metadata.as_ref(),
+            vsock: self.vsock.as_ref(),
+            entropy: self.entropy,
+            balloon: self.balloon,
+            vcpus: self.cpus,
+        }
+        .make()?;
         let vm = Vm::create(Config {
             memory_bytes: self.memory_bytes,
             vcpus: self.cpus,
