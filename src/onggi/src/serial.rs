@@ -3,13 +3,16 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::thread;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use onggi_vmm::{Handle, Serial};
 
 use crate::cli::Console;
 use crate::error::Explain;
+use crate::log::open_output;
 use crate::pump;
 use crate::terminal::{self, Escape, EscapeFilter};
 
@@ -34,22 +37,53 @@ pub fn connect(console: &Console) -> Result<(Serial, Option<Keys>), Error> {
     match console {
         Console::None => Ok((Serial::default(), None)),
         Console::File(path) => {
-            let file = File::create(path).map_err(|error| Error::Console(path.clone(), error))?;
+            let file = open(path).map_err(|error| Error::Console(path.clone(), error))?;
             let serial = Serial {
                 output: Box::new(file),
                 input: None,
             };
             Ok((serial, None))
         }
-        Console::Stdio => {
+        Console::Stdio | Console::Unattended => {
             let output = io::stdout().as_fd().try_clone_to_owned();
+            let output = File::from(output.map_err(Error::Host)?);
             let (reader, writer) = io::pipe().map_err(Error::Host)?;
             let serial = Serial {
-                output: Box::new(File::from(output.map_err(Error::Host)?)),
+                output: match console {
+                    Console::Unattended => Box::new(Lossy(output)),
+                    _ => Box::new(output),
+                },
                 input: Some(File::from(OwnedFd::from(reader))),
             };
             Ok((serial, Some(Keys(File::from(OwnedFd::from(writer))))))
         }
+    }
+}
+
+/// Makes the file of a console, or opens a named pipe, which loses what nobody reads.
+fn open(path: &Path) -> io::Result<File> {
+    match path.metadata() {
+        Ok(found) if found.file_type().is_fifo() => open_output(path),
+        _ => File::create(path),
+    }
+}
+
+/// Writes what there is room for, and loses the rest. The descriptor is others' too, so that it can't
+/// be told not to block.
+struct Lossy(File);
+
+impl Write for Lossy {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut fds, PollTimeout::ZERO) {
+            // A pipe that has room has it for a page: a console writes less at a time.
+            Ok(1) => self.0.write(bytes),
+            _ => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -97,5 +131,34 @@ fn watch_keys(mut input: impl io::Read, guest: &mut impl Write, vm: &Handle) {
         if guest.write_all(&passed).is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_who_does_not_read() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut console = Lossy(File::from(OwnedFd::from(writer)));
+        for _ in 0..200_000 {
+            assert_eq!(console.write(b"x").unwrap(), 1);
+        }
+        drop(console);
+        let mut read = Vec::new();
+        io::Read::read_to_end(&mut reader, &mut read).unwrap();
+        assert!(read.len() >= 4096 && read.iter().all(|byte| *byte == b'x'));
+    }
+
+    #[test]
+    fn a_console_may_be_a_pipe_without_a_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        open(&path).unwrap();
+        let path = folder.path().join("file");
+        open(&path).unwrap().write_all(b"x").unwrap();
+        assert_eq!(open(&path).unwrap().metadata().unwrap().len(), 0);
     }
 }

@@ -488,6 +488,8 @@ impl FromStr for NetSpec {
 pub enum Console {
     /// The caller's standard input and output.
     Stdio,
+    /// The same, but the guest does not wait for who reads it: what finds no room is lost.
+    Unattended,
     /// Nowhere.
     None,
     /// What the guest writes, to a file.

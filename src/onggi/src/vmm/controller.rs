@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::args::VmmArgs;
 use super::metrics::Metrics;
 use super::{API_VERSION, Event};
+use crate::cli::Console;
 use crate::devices::Controls;
 use crate::plan::{Plan, rate, transport};
 
@@ -97,6 +98,10 @@ impl Controller {
         let plan = Plan::from_config(self.config.clone(), None, self.transport);
         let mut plan = plan.map_err(|error| Fault::of(&error))?;
         plan.boot_timer = self.boot_timer;
+        // Clients often hand over a pipe that they do not read.
+        if plan.console == Console::Stdio {
+            plan.console = Console::Unattended;
+        }
         let built = plan
             .build(self.metadata.clone())
             .map_err(|failure| Fault::Other(failure.to_string()))?;
