@@ -1,6 +1,6 @@
 //! Firecracker's rate limiters: token buckets.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// `rate_limiter`, `rx_rate_limiter` and `tx_rate_limiter`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,21 @@ pub struct TokenBucket {
     pub one_time_burst: u64,
     /// Milliseconds in which an empty bucket fills up.
     pub refill_time: u64,
+}
+
+/// No limit is said as `null`, and not as an object without buckets: clients take it for that.
+pub(crate) fn null_if_unlimited<S: Serializer>(
+    limits: &RateLimiter,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    limits.given().serialize(to)
+}
+
+impl RateLimiter {
+    /// The limits, where there is one.
+    pub(crate) fn given(self) -> Option<Self> {
+        (self != Self::default()).then_some(self)
+    }
 }
 
 /// `null` is as good as leaving a field out.

@@ -131,6 +131,7 @@ impl Vmm for Description {
             Call::UpdateMachine(update) => {
                 config.machine_config = config.machine_config.updated(update)?;
             }
+            Call::CpuConfig(cpu) => config.cpu_config = Some(cpu),
             Call::Drive(drive) => config.set_drive(*drive)?,
             Call::NetworkInterface(interface) => config.set_network_interface(*interface)?,
             Call::Vsock(vsock) => config.vsock = Some(vsock),

@@ -123,7 +123,7 @@ impl From<Drive> for DriveSection {
             is_read_only: own.then_some(drive.is_read_only),
             cache_type: drive.cache_type,
             io_engine: own.then_some(drive.io_engine),
-            rate_limiter: own.then_some(drive.rate_limiter),
+            rate_limiter: drive.rate_limiter.given(),
             socket,
         }
     }

@@ -4,7 +4,7 @@ use onggi_network::{Mac, TapName};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Error, Section, is_id};
-use crate::rate::RateLimiter;
+use crate::rate::{RateLimiter, null_if_unlimited};
 
 /// The smallest MTU that a device may name.
 const MIN_MTU: u16 = 68;
@@ -23,8 +23,10 @@ pub struct NetworkInterface {
     /// The largest packet, where the guest is told of one.
     pub mtu: Option<u16>,
     /// What frames to the guest are limited by.
+    #[serde(serialize_with = "null_if_unlimited")]
     pub rx_rate_limiter: RateLimiter,
     /// What frames from the guest are limited by.
+    #[serde(serialize_with = "null_if_unlimited")]
     pub tx_rate_limiter: RateLimiter,
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Section};
-use crate::rate::{RateLimiter, null_is_default};
+use crate::rate::{RateLimiter, null_if_unlimited, null_is_default};
 
 /// `boot-source`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +34,11 @@ pub struct Vsock {
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
     /// What the guest's requests are limited by.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        serialize_with = "null_if_unlimited"
+    )]
     pub rate_limiter: RateLimiter,
 }
 

@@ -109,6 +109,11 @@ fn a_description_grows_and_changes() {
     assert_eq!(config["drives"][0]["drive_id"], "root");
     assert_eq!(config["drives"][1]["path_on_host"], "/dev/null");
     assert_eq!(config["drives"][1]["rate_limiter"]["ops"]["size"], 1);
+    assert_eq!(config["drives"][0]["rate_limiter"], Value::Null);
+    assert_eq!(
+        config["network-interfaces"][0]["rx_rate_limiter"],
+        Value::Null
+    );
     assert_eq!(config["drives"].as_array().map(Vec::len), Some(2));
     assert_eq!(config["network-interfaces"][0]["host_dev_name"], "tap1");
     assert_eq!(
