@@ -40,6 +40,8 @@ impl Monitor {
     /// # Panics
     /// Where its API is never there.
     pub fn start_in(folder: TempDir, command: &mut Command) -> Self {
+        // What can fail comes before there is a process to leave behind.
+        let contract = Contract::load();
         let console = fs::File::create(folder.path().join("console")).expect("a file");
         let child = command
             .args(["--api-sock", "api.sock"])
@@ -51,7 +53,7 @@ impl Monitor {
         let monitor = Monitor {
             child: child.expect("onggi can be started"),
             folder,
-            contract: Contract::load(),
+            contract,
         };
         eventually("an API", || monitor.try_connect().is_ok());
         monitor
