@@ -1,6 +1,7 @@
 //! The command line: names, meanings and help texts. Where Docker has a flag, it is Docker's.
 
 mod balloon;
+mod images;
 mod usage;
 mod values;
 
@@ -11,6 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use crate::vmm::VmmArgs;
 
 pub use balloon::BalloonSpec;
+pub use images::{Format, ImagesArgs, PullArgs, RmiArgs};
 pub use usage::UsageError;
 pub use values::{
     Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, Vhost, VhostUserDisk,
@@ -123,44 +125,6 @@ pub enum PullPolicy {
     Never,
 }
 
-#[derive(Debug, Args)]
-pub struct ImagesArgs {
-    /// Show only the IDs
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// How to show the list
-    #[arg(long, value_enum, default_value = "table")]
-    pub format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// Columns for people
-    Table,
-    /// One JSON object a line
-    Json,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = REFERENCES)]
-pub struct PullArgs {
-    /// Show no progress
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// The image
-    pub image: String,
-}
-
-#[derive(Debug, Args)]
-pub struct RmiArgs {
-    /// Remove an image given by its ID even if it has several names
-    #[arg(short, long)]
-    pub force: bool,
-    /// Images, by name or ID
-    #[arg(required = true, value_name = "IMAGE")]
-    pub images: Vec<String>,
-}
-
 #[derive(Debug, Subcommand)]
 #[command(disable_help_subcommand = true)]
 pub enum DiskCommand {
@@ -261,13 +225,6 @@ Examples:
   onggi boot -k vmlinux -d root.ext4  a plain microVM
 
 'onggi COMMAND --help' tells more of a command.";
-
-const REFERENCES: &str = "\
-An image is one of
-  NAME[:TAG|@DIGEST]    from the store, or from a registry: REGISTRY/NAME
-  oci:DIR[:TAG]         a directory in the OCI image layout
-  oci-archive:FILE      the same in a tar archive
-  docker-archive:FILE   what 'docker save' writes";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
