@@ -25,4 +25,4 @@ pub use platform::Platform;
 pub use progress::{Event, Progress};
 pub use reference::{ParseReferenceError, Reference};
 pub use source::SourceError;
-pub use store::{DiskImage, Image, ImageSummary, PullOptions, Removed, Store};
+pub use store::{Details, DiskImage, Image, ImageName, ImageSummary, PullOptions, Removed, Store};

@@ -114,6 +114,34 @@ impl Reference {
         matches!(self.0, Kind::Local { .. })
     }
 
+    /// The name without tag and digest, as Docker shows it: `debian`, not `docker.io/library/debian`.
+    pub fn repository(&self) -> String {
+        match &self.0 {
+            Kind::Local {
+                transport, path, ..
+            } => format!("{}{}", transport.prefix(), path.display()),
+            Kind::Registry(name) => name.familiar(),
+            Kind::Id(digest) => digest.to_string(),
+        }
+    }
+
+    /// The tag, given or implied.
+    pub fn tag(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Local { tag, .. } => tag.as_deref(),
+            Kind::Registry(name) => name.tag.as_deref(),
+            Kind::Id(_) => None,
+        }
+    }
+
+    /// The digest by which the name pins an image.
+    pub fn digest(&self) -> Option<&Digest> {
+        match &self.0 {
+            Kind::Registry(name) => name.digest.as_ref(),
+            Kind::Local { .. } | Kind::Id(_) => None,
+        }
+    }
+
     /// The start of an image id that the text could stand for as well, hexadecimal digits only.
     pub(crate) fn id_prefix(&self) -> Option<String> {
         match &self.0 {
@@ -125,6 +153,18 @@ impl Reference {
 }
 
 impl RegistryName {
+    /// The repository as Docker shows it: without what every name of Docker Hub begins with.
+    fn familiar(&self) -> String {
+        match (self.registry.as_str(), self.repository.as_str()) {
+            (DEFAULT_REGISTRY, repository) => repository
+                .strip_prefix("library/")
+                .filter(|rest| !rest.contains('/'))
+                .unwrap_or(repository)
+                .to_owned(),
+            (registry, repository) => format!("{registry}/{repository}"),
+        }
+    }
+
     /// Whether the registry is this very machine, where plain HTTP is as good as TLS.
     pub(crate) fn is_loopback(&self) -> bool {
         let (host, _) = split_port(&self.registry);

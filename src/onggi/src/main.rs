@@ -8,6 +8,7 @@ mod console;
 mod devices;
 mod disks;
 mod error;
+mod format;
 mod hypervisor;
 mod images;
 mod log;
@@ -19,6 +20,7 @@ mod run;
 mod serial;
 mod state;
 mod terminal;
+mod time;
 mod vmm;
 
 use std::io::{self, Write};
@@ -64,9 +66,8 @@ fn start() -> Result<u8, Failure> {
     log::from_environment()?;
     match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Images(args) => images::list(&args),
-        Command::Pull(args) => images::pull(&args),
-        Command::Rmi(args) => images::remove(&args),
+        Command::Image(verb) => images::run_verb(&verb),
+        Command::Images(command) => images::run(&command),
         Command::Boot(args) => boot::run(*args),
         Command::Vmm(args) => start_vmm(*args),
         Command::Disk(command) => disks::run(&command),

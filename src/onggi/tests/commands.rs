@@ -143,7 +143,10 @@ fn images_that_are_none() {
     assert_eq!(vms.count(), 0, "a run that fails leaves no entry");
 
     let list = onggi(home.path()).arg("images").output().unwrap();
-    assert_eq!(list.stdout, b"IMAGE   ID   CREATED   SIZE\n");
+    assert_eq!(
+        String::from_utf8_lossy(&list.stdout),
+        "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n"
+    );
     let list = onggi(home.path()).args(["images", "-q"]).output().unwrap();
     assert!(list.status.success() && list.stdout.is_empty());
 }

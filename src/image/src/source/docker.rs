@@ -98,6 +98,7 @@ impl Source for DockerArchive {
         Ok(Resolved {
             id: Digest::of(&config),
             config,
+            digest: None,
             manifest: None,
             layers,
         })

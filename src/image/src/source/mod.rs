@@ -33,6 +33,8 @@ pub(crate) struct Resolved {
     pub(crate) id: Digest,
     /// The configuration as it came.
     pub(crate) config: Vec<u8>,
+    /// Of a registry's image, the digest of what its name stands for there: a manifest, or an index.
+    pub(crate) digest: Option<Digest>,
     /// The manifest as it came; `docker save` has none.
     pub(crate) manifest: Option<Vec<u8>>,
     /// Lowest first.

@@ -188,6 +188,7 @@ fn image(
     Ok(Resolved {
         id: Digest::of(&config),
         config,
+        digest: None,
         manifest: Some(document),
         layers,
     })

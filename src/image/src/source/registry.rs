@@ -227,7 +227,9 @@ impl Source for Registry {
         if let Some(digest) = &self.name.digest {
             oci::verify(MANIFEST, &document, digest)?;
         }
-        oci::resolve(self, document, platform, &self.name.to_string())
+        let digest = Some(Digest::of(&document));
+        let resolved = oci::resolve(self, document, platform, &self.name.to_string())?;
+        Ok(Resolved { digest, ..resolved })
     }
 
     fn open_layer(&self, layer: &LayerBlob) -> Result<Box<dyn Read + '_>, SourceError> {

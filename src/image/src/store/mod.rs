@@ -27,6 +27,7 @@ mod pull;
 mod remove;
 mod state;
 
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -75,17 +76,38 @@ pub struct DiskImage {
     pub size: u64,
 }
 
+/// A name of an image that is in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageName {
+    /// The name itself.
+    pub reference: Reference,
+    /// Under which digest its registry has the image, where that is known: that of a manifest, or
+    /// of an index that leads to it.
+    pub digest: Option<Digest>,
+}
+
 /// A line of the list of images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSummary {
     /// The image's id.
     pub id: Digest,
     /// Its names; none where a newer image has taken over the last one.
-    pub names: Vec<String>,
+    pub names: Vec<ImageName>,
     /// When it was made, as its configuration says (RFC 3339).
     pub created: Option<String>,
     /// Bytes of its disks. Images can share them.
     pub size: u64,
+    /// The labels of its configuration.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// All that is known of an image.
+#[derive(Debug, Clone)]
+pub struct Details {
+    /// What the list says of it.
+    pub summary: ImageSummary,
+    /// Its configuration (OCI image-spec, config.md), with whatever else is in it.
+    pub config: serde_json::Value,
 }
 
 impl Store {
@@ -153,20 +175,34 @@ impl Store {
             let Some(image) = self.load(&state, id, "")? else {
                 continue;
             };
-            images.push(ImageSummary {
-                id: *id,
-                names: state.names_of(id),
-                created: image.config.created().clone(),
-                size: image.disks.iter().map(|disk| disk.size).sum(),
-            });
+            images.push(summary(&state, &image));
         }
         // Those without a name come last.
-        images.sort_by(|one, other| {
-            let key =
-                |image: &ImageSummary| (image.names.is_empty(), image.names.clone(), image.id);
-            key(one).cmp(&key(other))
+        images.sort_by_cached_key(|image| {
+            let first = image.names.first().map(|name| name.reference.to_string());
+            (first.is_none(), first, image.id)
         });
         Ok(images)
+    }
+
+    /// All that is known of an image of the store, by its name, its id or the start of one.
+    ///
+    /// # Errors
+    /// As of [`Store::find`], and [`Error::NotFound`] where there is none.
+    pub fn inspect(&self, reference: &Reference) -> Result<Details> {
+        let missing = || Error::NotFound(reference.to_string());
+        let image = self.find(reference)?.ok_or_else(missing)?;
+        let state = self.state()?;
+        let path = self.blob(&image.id);
+        let config = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let config = serde_json::from_slice(&config).map_err(|source| Error::Damaged {
+            path,
+            source: Box::new(source),
+        })?;
+        Ok(Details {
+            summary: summary(&state, &image),
+            config,
+        })
     }
 
     /// An image of the state as it is on disk; None where a part of it is missing.
@@ -271,6 +307,37 @@ impl Store {
     fn disk_lock(&self, id: &Digest) -> PathBuf {
         self.layers().join(format!("{}.lock", id.hex()))
     }
+}
+
+fn summary(state: &State, image: &Image) -> ImageSummary {
+    ImageSummary {
+        id: image.id,
+        names: names(state, &image.id),
+        created: image.config.created().clone(),
+        size: image.disks.iter().map(|disk| disk.size).sum(),
+        labels: labels(&image.config),
+    }
+}
+
+/// An image's names. One that does not parse any more was made by another version.
+fn names(state: &State, id: &Digest) -> Vec<ImageName> {
+    let parsed = state.named(id).filter_map(|(name, record)| {
+        Some(ImageName {
+            reference: name.parse().ok()?,
+            digest: record.digest,
+        })
+    });
+    parsed.collect()
+}
+
+fn labels(config: &ImageConfiguration) -> BTreeMap<String, String> {
+    let config = config.config().as_ref();
+    let labels = config.and_then(|config| config.labels().as_ref());
+    labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 #[cfg(test)]

@@ -114,9 +114,12 @@ impl Store {
         let name = reference.to_string();
         let stamped = stamp.is_some();
         let image = resolved.id;
-        let before = state
-            .names
-            .insert(name.clone(), NameRecord { image, stamp });
+        let named = NameRecord {
+            image,
+            stamp,
+            digest: resolved.digest,
+        };
+        let before = state.names.insert(name.clone(), named);
         // What a local source held before is not asked for again. An image of a registry stays, as
         // with Docker: it may still be wanted, and can't be had by its name any more.
         let superseded = before

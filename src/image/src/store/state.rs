@@ -41,6 +41,10 @@ pub(super) struct NameRecord {
     /// Of a local source, when it was read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) stamp: Option<String>,
+    /// Under which digest its registry has it: that of the manifest, or of the index of which the
+    /// image is the part for this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) digest: Option<Digest>,
 }
 
 impl ImageRecord {
@@ -109,10 +113,16 @@ impl State {
         files::replace(path, &text)
     }
 
+    /// All names of an image, sorted, with their records.
+    pub(super) fn named(&self, id: &Digest) -> impl Iterator<Item = (&String, &NameRecord)> {
+        self.names
+            .iter()
+            .filter(move |(_, record)| record.image == *id)
+    }
+
     /// All names of an image, sorted.
     pub(super) fn names_of(&self, id: &Digest) -> Vec<String> {
-        let of_image = self.names.iter().filter(|(_, record)| record.image == *id);
-        of_image.map(|(name, _)| name.clone()).collect()
+        self.named(id).map(|(name, _)| name.clone()).collect()
     }
 
     /// The one image whose id starts with `prefix`, if there is one.

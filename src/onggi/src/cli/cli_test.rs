@@ -85,9 +85,14 @@ fn wrong_flags_in_one_sentence() {
             "did you mean '--name'?",
         ),
         (
-            &["imags"],
-            "there is no command 'imags'",
-            "did you mean 'images'?",
+            &["image", "pul", "x"],
+            "there is no command 'pul'",
+            "did you mean 'pull'?",
+        ),
+        (
+            &["image", "ls", "--frob"],
+            "unknown flag: --frob",
+            "see 'onggi image ls --help'",
         ),
         (
             &["frobnicate"],

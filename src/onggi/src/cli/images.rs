@@ -1,23 +1,70 @@
 //! The flags of the commands for images.
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand};
+
+use crate::format::{Format, Template};
+
+/// The commands of one word.
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// List the images in the store
+    Images(ImagesArgs),
+    /// Fetch an image into the store
+    Pull(PullArgs),
+    /// Remove images from the store
+    Rmi(RmiArgs),
+}
+
+/// The commands below `onggi image`.
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub enum ImageCommand {
+    /// Show everything that is known of images
+    Inspect(InspectImageArgs),
+    /// List the images in the store
+    #[command(visible_alias = "list")]
+    Ls(ImagesArgs),
+    /// Fetch an image into the store
+    Pull(PullArgs),
+    /// Remove images from the store
+    #[command(visible_alias = "remove")]
+    Rm(RmiArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InspectImageArgs {
+    /// Show what a template asks for, such as '{{.Architecture}}', or 'json' for all on one line
+    #[arg(short, long)]
+    pub format: Option<Template>,
+    /// Images, by name or ID
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
 
 #[derive(Debug, Args)]
 pub struct ImagesArgs {
+    /// Accepted for Docker's sake: there are no images that would be hidden
+    #[arg(short, long)]
+    pub all: bool,
+    /// Show digests
+    #[arg(long)]
+    pub digests: bool,
+    /// Show only images of which this is true: dangling=BOOL, label=NAME[=VALUE], reference=PATTERN,
+    /// before=IMAGE or since=IMAGE
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub filter: Vec<String>,
+    /// How to show the list: 'table', 'json', or a template such as '{{.Repository}}:{{.Tag}}'
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+    /// Show IDs and digests in full
+    #[arg(long)]
+    pub no_trunc: bool,
     /// Show only the IDs
     #[arg(short, long)]
     pub quiet: bool,
-    /// How to show the list
-    #[arg(long, value_enum, default_value = "table")]
-    pub format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// Columns for people
-    Table,
-    /// One JSON object a line
-    Json,
+    /// Show only images of this name; '*' stands for anything
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<String>,
 }
 
 #[derive(Debug, Args)]

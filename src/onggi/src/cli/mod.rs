@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use crate::vmm::VmmArgs;
 
 pub use balloon::BalloonSpec;
-pub use images::{Format, ImagesArgs, PullArgs, RmiArgs};
+pub use images::{ImageCommand, ImageVerb, ImagesArgs, InspectImageArgs, PullArgs, RmiArgs};
 pub use usage::UsageError;
 pub use values::{
     Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, Vhost, VhostUserDisk,
@@ -33,12 +33,11 @@ pub struct Cli {
 pub enum Command {
     /// Run a command in a container from an image, in a microVM of its own
     Run(Box<RunArgs>),
-    /// List the images in the store
-    Images(ImagesArgs),
-    /// Fetch an image into the store
-    Pull(PullArgs),
-    /// Remove images from the store
-    Rmi(RmiArgs),
+    #[command(flatten)]
+    Image(ImageVerb),
+    /// Do with images what the commands of one word do, and more
+    #[command(subcommand, name = "image")]
+    Images(ImageCommand),
     /// Boot a kernel in a plain microVM, without any container
     Boot(Box<BootArgs>),
     /// Serve Firecracker's REST API for one microVM

@@ -1,6 +1,9 @@
 //! Wrong flags in one sentence, where clap writes paragraphs.
 
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::Cli;
 
 /// What is wrong with the command line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,9 +70,15 @@ fn string(error: &clap::Error, kind: ContextKind) -> Option<&str> {
 
 /// The command whose help is the one to read.
 fn command_name(arguments: &[String]) -> String {
-    const COMMANDS: [&str; 6] = ["run", "images", "pull", "rmi", "boot", "version"];
-    match arguments.get(1) {
-        Some(name) if COMMANDS.contains(&name.as_str()) => format!("onggi {name}"),
-        _ => "onggi".to_owned(),
+    let mut name = "onggi".to_owned();
+    let cli = Cli::command();
+    let mut command = &cli;
+    for argument in arguments.iter().skip(1) {
+        let Some(found) = command.find_subcommand(argument) else {
+            break;
+        };
+        name = format!("{name} {}", found.get_name());
+        command = found;
     }
+    name
 }

@@ -1,0 +1,149 @@
+//! The commands for the store of images, and the way from a name to an image.
+
+mod filter;
+mod inspect;
+mod list;
+
+use std::io::{self, Write};
+
+use onggi_image::{Error, Image, PullOptions, Reference, Store};
+
+use crate::cli::{ImageCommand, ImageVerb, PullArgs, PullPolicy, RmiArgs};
+use crate::error::{Explain, Failure, io_kind};
+use crate::output::print;
+use crate::progress;
+use crate::state::Home;
+
+impl Explain for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::NoSpace(_) => Some(
+                "remove images with 'onggi rmi', or set ONGGI_HOME to a directory on a larger disk"
+                    .to_owned(),
+            ),
+            Error::NotFound(_) => {
+                Some("'onggi images' lists those there are, 'onggi pull' fetches others".to_owned())
+            }
+            Error::Name(..) => Some("see 'onggi pull --help' for the names of images".to_owned()),
+            Error::Ambiguous { .. } => Some("give more digits".to_owned()),
+            Error::SeveralNames { .. } => {
+                Some("give one of the names, or remove all of them with --force".to_owned())
+            }
+            Error::Damaged { .. } => Some("fetch the image again with 'onggi pull'".to_owned()),
+            Error::Io { .. } if io_kind(self) == Some(io::ErrorKind::PermissionDenied) => {
+                Some("set ONGGI_HOME to a directory that you may write to".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Runs a command of one word.
+pub fn run_verb(verb: &ImageVerb) -> Result<u8, Failure> {
+    match verb {
+        ImageVerb::Images(args) => list::list(args),
+        ImageVerb::Pull(args) => pull(args),
+        ImageVerb::Rmi(args) => remove(args),
+    }
+}
+
+/// Runs a command below `onggi image`.
+pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
+    match command {
+        ImageCommand::Inspect(args) => inspect::inspect(args),
+        ImageCommand::Ls(args) => list::list(args),
+        ImageCommand::Pull(args) => pull(args),
+        ImageCommand::Rm(args) => remove(args),
+    }
+}
+
+/// Opens the store.
+///
+/// # Errors
+/// When there is no place for it, or it can't be made.
+pub fn store() -> Result<Store, Failure> {
+    Ok(Store::open(&Home::find()?.images())?)
+}
+
+/// Reads the name of an image.
+///
+/// # Errors
+/// When it is none.
+pub fn reference(name: &str) -> Result<Reference, Failure> {
+    let reference = name.parse();
+    Ok(reference.map_err(|error| Error::Name(name.to_owned(), error))?)
+}
+
+/// Finds an image, or fetches it if the policy says so.
+///
+/// # Errors
+/// When the image can't be had.
+pub fn find_or_pull(
+    store: &Store,
+    name: &str,
+    policy: PullPolicy,
+    quiet: bool,
+) -> Result<Image, Failure> {
+    let reference = reference(name)?;
+    if policy != PullPolicy::Always
+        && let Some(image) = store.find(&reference)?
+    {
+        return Ok(image);
+    }
+    if policy == PullPolicy::Never {
+        return Err(Error::NotFound(name.to_owned()).into());
+    }
+    let progress = progress::choose(quiet);
+    Ok(store.pull(&reference, &PullOptions::default(), progress.as_ref())?)
+}
+
+/// `onggi pull`.
+fn pull(args: &PullArgs) -> Result<u8, Failure> {
+    let store = store()?;
+    let progress = progress::choose(args.quiet);
+    let image = store.pull(
+        &reference(&args.image)?,
+        &PullOptions::default(),
+        progress.as_ref(),
+    )?;
+    print(&format!("{}\n", image.name))?;
+    Ok(0)
+}
+
+/// `onggi rmi`: goes on to the next image after a failure, and then fails in the end.
+fn remove(args: &RmiArgs) -> Result<u8, Failure> {
+    let store = store()?;
+    let mut failure: Option<Failure> = None;
+    for name in &args.images {
+        match store.remove(name, args.force) {
+            Ok(removed) => {
+                let mut text = String::new();
+                for name in removed.untagged {
+                    text.push_str(&format!("Untagged: {name}\n"));
+                }
+                for id in removed.deleted {
+                    text.push_str(&format!("Deleted: {id}\n"));
+                }
+                print(&text)?;
+            }
+            Err(error) => {
+                let error = Failure::from(error);
+                if let Some(earlier) = failure.replace(error) {
+                    let _ = writeln!(io::stderr(), "onggi: {earlier}");
+                }
+            }
+        }
+    }
+    failure.map_or(Ok(0), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_none() {
+        let failure = reference("UPPER").unwrap_err().to_string();
+        assert!(failure.contains("'UPPER'") && failure.contains("hint: "));
+    }
+}
