@@ -16,6 +16,7 @@ pub mod layer;
 mod platform;
 mod progress;
 mod reference;
+mod registry;
 mod source;
 pub mod store;
 

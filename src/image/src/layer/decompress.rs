@@ -34,14 +34,21 @@ pub(crate) fn decompress<'a, R: Read + 'a>(mut blob: R) -> Result<Box<dyn Read +
 
 /// Whether a file, at its start, is compressed; it is at its start again afterwards.
 pub(crate) fn is_compressed(file: &mut File) -> Result<bool, LayerError> {
-    let mut magic = [0; 5];
-    let length = read_up_to(file, &mut magic)?;
+    let compression = compression(file)?;
     file.rewind().map_err(LayerError::Read)?;
-    Ok(Compression::of(&magic[..length])? != Compression::None)
+    Ok(compression != Compression::None)
 }
 
+/// How a stream is compressed, by its first bytes, which are read.
+pub(crate) fn compression(reader: &mut impl Read) -> Result<Compression, LayerError> {
+    let mut magic = [0; 5];
+    let length = read_up_to(reader, &mut magic)?;
+    Compression::of(&magic[..length])
+}
+
+/// A compression that layers may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
+pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,

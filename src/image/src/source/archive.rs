@@ -92,6 +92,14 @@ impl Section<'_> {
     pub(super) fn size(&self) -> u64 {
         self.remaining
     }
+
+    /// The part of it that begins so many bytes after its start.
+    pub(super) fn skip(mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.remaining);
+        self.offset += bytes;
+        self.remaining -= bytes;
+        self
+    }
 }
 
 impl Read for Section<'_> {

@@ -2,15 +2,22 @@
 //! the configurations and layers. Up to Docker 24 a layer is `ID/layer.tar`; since 25 the archive is
 //! an OCI layout as well, and layers are among its blobs, compressed in some cases.
 
-use std::io::Read;
+use std::collections::VecDeque;
+use std::io::{self, Read};
 
-use super::archive::Archive;
-use super::layout::ArchivedLayout;
-use super::{LayerBlob, Resolved, Source, SourceError, oci, parse_json, read_document};
+use super::archive::{Archive, Section};
+use super::layout::{ArchivedLayout, INDEX, blob_path};
+use super::oci::{self, Document};
+use super::{LayerBlob, Resolved, Source, SourceError, parse_json, read_document};
+use crate::digest::DigestReader;
+use crate::layer::LayerError;
+use crate::layer::decompress::{self, Compression};
 use crate::{Digest, Platform, Reference, Result};
 
 const MANIFEST: &str = "manifest.json";
 const MANIFEST_DOCUMENT: &str = "the archive's manifest.json";
+/// Indexes and manifests that are looked at for the one of an image.
+const MAX_DOCUMENTS: usize = 1000;
 const CONFIG_DOCUMENT: &str = "the image's configuration";
 
 /// An image of `manifest.json`.
@@ -31,7 +38,7 @@ struct DockerArchive {
 /// The image of that name in the archive.
 pub(super) fn open(archive: Archive, name: Option<&str>) -> Result<Box<dyn Source>> {
     let Some(manifest) = archive.member(MANIFEST) else {
-        if archive.member("index.json").is_some() {
+        if archive.member(INDEX).is_some() {
             return Ok(Box::new(ArchivedLayout::new(archive, name)?));
         }
         return Err(archive.lacks(MANIFEST).into());
@@ -69,13 +76,100 @@ fn claimed_digest(member: &str) -> Option<Digest> {
     Digest::from_hex(name.strip_suffix(".json").unwrap_or(name)).ok()
 }
 
+impl DockerArchive {
+    fn member(&self, name: &str) -> Result<Section<'_>, SourceError> {
+        let missing = || SourceError::NoMember(name.to_owned());
+        self.archive.member(name).ok_or_else(missing)
+    }
+
+    /// The layer in the member of that name.
+    fn layer(&self, name: &str, diff_id: Digest) -> Result<(LayerBlob, Compression)> {
+        let broken = |source| crate::Error::Layer { diff_id, source };
+        let size = self.member(name)?.size();
+        let compression = decompress::compression(&mut self.member(name)?).map_err(broken)?;
+        let claimed = name.contains("blobs/").then(|| claimed_digest(name));
+        let digest = match (claimed.flatten(), compression) {
+            (Some(digest), _) => digest,
+            (None, Compression::None) => diff_id,
+            (None, _) => {
+                let mut reader = DigestReader::new(self.member(name)?);
+                let read = io::copy(&mut reader, &mut io::sink());
+                read.map_err(|error| broken(LayerError::Read(error)))?;
+                reader.finish().0
+            }
+        };
+        let layer = LayerBlob {
+            diff_id,
+            digest,
+            size,
+            member: Some(name.to_owned()),
+        };
+        Ok((layer, compression))
+    }
+
+    /// The manifest of the image, which an archive has that is an OCI layout as well.
+    fn manifest(&self, id: &Digest, layers: &[LayerBlob]) -> Option<Vec<u8>> {
+        let index = read_document(MANIFEST_DOCUMENT, self.archive.member(INDEX)?).ok()?;
+        let mut documents = VecDeque::from([index]);
+        for _ in 0..MAX_DOCUMENTS {
+            let document = documents.pop_front()?;
+            match oci::parse_document(&document).ok()? {
+                Document::Manifest(manifest) => {
+                    let digest = |descriptor| oci::digest(descriptor, "a layer").ok();
+                    let blobs: Option<Vec<Digest>> = manifest.layers().iter().map(digest).collect();
+                    let same = blobs?.iter().eq(layers.iter().map(|layer| &layer.digest));
+                    if same && digest(manifest.config()) == Some(*id) {
+                        return Some(document);
+                    }
+                }
+                Document::Index(index) => {
+                    for entry in index.manifests() {
+                        let digest = oci::digest(entry, MANIFEST_DOCUMENT).ok()?;
+                        // Of an image for several platforms, an archive may have but one.
+                        let Some(member) = self.archive.member(&blob_path(&digest)) else {
+                            continue;
+                        };
+                        let document = read_document(MANIFEST_DOCUMENT, member).ok()?;
+                        oci::verify(MANIFEST_DOCUMENT, &document, &digest).ok()?;
+                        documents.push_back(document);
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+/// A manifest for an image that came without one.
+fn made_up(id: &Digest, config_size: usize, layers: &[(LayerBlob, Compression)]) -> Vec<u8> {
+    let layers = layers.iter().map(|(layer, compression)| {
+        let suffix = match compression {
+            Compression::None => "",
+            Compression::Gzip => "+gzip",
+            Compression::Zstd => "+zstd",
+        };
+        serde_json::json!({
+            "mediaType": format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
+            "digest": layer.digest.to_string(),
+            "size": layer.size,
+        })
+    });
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": id.to_string(),
+            "size": config_size,
+        },
+        "layers": layers.collect::<Vec<_>>(),
+    });
+    manifest.to_string().into_bytes()
+}
+
 impl Source for DockerArchive {
     fn resolve(&self, platform: &Platform) -> Result<Resolved> {
-        let member = |name: &str| {
-            let missing = || SourceError::NoMember(name.to_owned());
-            self.archive.member(name).ok_or_else(missing)
-        };
-        let config = read_document(CONFIG_DOCUMENT, member(&self.image.config)?)?;
+        let config = read_document(CONFIG_DOCUMENT, self.member(&self.image.config)?)?;
         if let Some(claimed) = claimed_digest(&self.image.config) {
             oci::verify(CONFIG_DOCUMENT, &config, &claimed)?;
         }
@@ -83,32 +177,28 @@ impl Source for DockerArchive {
         let configuration = oci::parse_configuration(&config, platform, &name)?;
         let diff_ids = oci::diff_ids(&configuration)?;
         oci::check_count(self.image.layers.len(), diff_ids.len())?;
-        let mut layers = Vec::new();
-        for (name, diff_id) in self.image.layers.iter().zip(diff_ids) {
-            layers.push(LayerBlob {
-                diff_id,
-                digest: name
-                    .contains("blobs/")
-                    .then(|| claimed_digest(name))
-                    .flatten(),
-                size: member(name)?.size(),
-                member: Some(name.clone()),
-            });
-        }
+        let layers = self.image.layers.iter().zip(diff_ids);
+        let packed = layers
+            .map(|(name, diff_id)| self.layer(name, diff_id))
+            .collect::<Result<Vec<_>>>()?;
+        let id = Digest::of(&config);
+        let layers: Vec<LayerBlob> = packed.iter().map(|(layer, _)| layer.clone()).collect();
+        let manifest = self.manifest(&id, &layers);
         Ok(Resolved {
-            id: Digest::of(&config),
-            config,
+            id,
             digest: None,
-            manifest: None,
+            manifest: manifest.unwrap_or_else(|| made_up(&id, config.len(), &packed)),
+            config,
             layers,
         })
     }
 
-    fn open_layer(&self, layer: &LayerBlob) -> Result<Box<dyn Read + '_>, SourceError> {
+    fn open_layer(
+        &self,
+        layer: &LayerBlob,
+        offset: u64,
+    ) -> Result<Box<dyn Read + '_>, SourceError> {
         let name = layer.member.as_deref().unwrap_or_default();
-        match self.archive.member(name) {
-            Some(member) => Ok(Box::new(member)),
-            None => Err(SourceError::NoMember(name.to_owned())),
-        }
+        Ok(Box::new(self.member(name)?.skip(offset)))
     }
 }

@@ -142,6 +142,9 @@ pub enum SourceError {
         #[source]
         source: Box<OciDistributionError>,
     },
+    /// Plain HTTP, or something else.
+    #[error("registry {0} does not speak TLS")]
+    NoTls(String),
     /// The registry lets nobody, or not this user, have the image.
     #[error("registry {registry} denies access to '{image}'")]
     Denied {

@@ -1,16 +1,17 @@
 //! OCI image layouts (OCI image-spec, image-layout.md), in directories and in tars of them.
 
-use std::io::{ErrorKind, Read};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageIndex;
 
-use super::archive::Archive;
+use super::archive::{Archive, Section};
 use super::oci::{self, Blobs};
 use super::{LayerBlob, Resolved, Source, SourceError, open_file, parse_json, read_document};
 use crate::{Digest, Platform, Result};
 
-const INDEX: &str = "index.json";
+pub(super) const INDEX: &str = "index.json";
 const INDEX_DOCUMENT: &str = "the layout's index.json";
 
 /// A layout in a directory.
@@ -31,6 +32,13 @@ impl Layout {
             path: path.to_owned(),
             index: narrow(&read_index(path)?, tag)?,
         })
+    }
+
+    fn file(&self, digest: &Digest) -> Result<File, SourceError> {
+        match open_file(&self.path.join(blob_path(digest))) {
+            Err(error) if error.is_absent() => Err(SourceError::NoBlob(*digest)),
+            other => other,
+        }
     }
 }
 
@@ -59,17 +67,13 @@ fn narrow(index: &[u8], tag: Option<&str>) -> Result<Vec<u8>, SourceError> {
     })
 }
 
-fn blob_path(digest: &Digest) -> String {
+pub(super) fn blob_path(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
 impl Blobs for Layout {
     fn blob(&self, digest: &Digest, _: u64) -> Result<Box<dyn Read + '_>, SourceError> {
-        match open_file(&self.path.join(blob_path(digest))) {
-            Ok(file) => Ok(Box::new(file)),
-            Err(error) if error.is_absent() => Err(SourceError::NoBlob(*digest)),
-            Err(error) => Err(error),
-        }
+        Ok(Box::new(self.file(digest)?))
     }
 
     fn manifest(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + '_>, SourceError> {
@@ -83,8 +87,18 @@ impl Source for Layout {
         oci::resolve(self, self.index.clone(), platform, &name)
     }
 
-    fn open_layer(&self, layer: &LayerBlob) -> Result<Box<dyn Read + '_>, SourceError> {
-        self.blob(&layer.digest.unwrap_or(layer.diff_id), layer.size)
+    fn open_layer(
+        &self,
+        layer: &LayerBlob,
+        offset: u64,
+    ) -> Result<Box<dyn Read + '_>, SourceError> {
+        let mut file = self.file(&layer.digest)?;
+        let sought = file.seek(SeekFrom::Start(offset));
+        sought.map_err(|source| SourceError::Read {
+            what: "a layer",
+            source,
+        })?;
+        Ok(Box::new(file))
     }
 }
 
@@ -96,14 +110,16 @@ impl ArchivedLayout {
         let index = narrow(&read_document(INDEX_DOCUMENT, member)?, tag)?;
         Ok(Self { archive, index })
     }
+
+    fn member(&self, digest: &Digest) -> Result<Section<'_>, SourceError> {
+        let member = self.archive.member(&blob_path(digest));
+        member.ok_or(SourceError::NoBlob(*digest))
+    }
 }
 
 impl Blobs for ArchivedLayout {
     fn blob(&self, digest: &Digest, _: u64) -> Result<Box<dyn Read + '_>, SourceError> {
-        match self.archive.member(&blob_path(digest)) {
-            Some(member) => Ok(Box::new(member)),
-            None => Err(SourceError::NoBlob(*digest)),
-        }
+        Ok(Box::new(self.member(digest)?))
     }
 
     fn manifest(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + '_>, SourceError> {
@@ -117,7 +133,11 @@ impl Source for ArchivedLayout {
         oci::resolve(self, self.index.clone(), platform, &name)
     }
 
-    fn open_layer(&self, layer: &LayerBlob) -> Result<Box<dyn Read + '_>, SourceError> {
-        self.blob(&layer.digest.unwrap_or(layer.diff_id), layer.size)
+    fn open_layer(
+        &self,
+        layer: &LayerBlob,
+        offset: u64,
+    ) -> Result<Box<dyn Read + '_>, SourceError> {
+        Ok(Box::new(self.member(&layer.digest)?.skip(offset)))
     }
 }

@@ -6,7 +6,6 @@
 //! known of them.
 
 mod archive;
-mod credentials;
 mod docker;
 mod error;
 mod layout;
@@ -35,8 +34,8 @@ pub(crate) struct Resolved {
     pub(crate) config: Vec<u8>,
     /// Of a registry's image, the digest of what its name stands for there: a manifest, or an index.
     pub(crate) digest: Option<Digest>,
-    /// The manifest as it came; `docker save` has none.
-    pub(crate) manifest: Option<Vec<u8>>,
+    /// The manifest as it came, or one made up where the source has none.
+    pub(crate) manifest: Vec<u8>,
     /// Lowest first.
     pub(crate) layers: Vec<LayerBlob>,
 }
@@ -46,8 +45,8 @@ pub(crate) struct Resolved {
 pub(crate) struct LayerBlob {
     /// The digest of the tar in it.
     pub(crate) diff_id: Digest,
-    /// The digest of the blob as it is stored, if known.
-    pub(crate) digest: Option<Digest>,
+    /// The digest of the blob as it is stored.
+    pub(crate) digest: Digest,
     /// The size of the blob.
     pub(crate) size: u64,
     /// The name of the member that holds it, in a `docker save` archive.
@@ -59,8 +58,9 @@ pub(crate) trait Source: Sync {
     /// Finds the image for `platform` and its description.
     fn resolve(&self, platform: &Platform) -> Result<Resolved>;
 
-    /// Opens one of its layers.
-    fn open_layer(&self, layer: &LayerBlob) -> Result<Box<dyn Read + '_>, SourceError>;
+    /// Opens one of its layers, so many bytes after its start.
+    fn open_layer(&self, layer: &LayerBlob, offset: u64)
+    -> Result<Box<dyn Read + '_>, SourceError>;
 }
 
 /// The source that a name leads to. `scratch` is a directory for temporary files.

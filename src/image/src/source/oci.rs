@@ -26,7 +26,7 @@ pub(super) trait Blobs {
 }
 
 /// Either of the documents by which an image can be named.
-enum Document {
+pub(super) enum Document {
     Index(Box<ImageIndex>),
     Manifest(Box<ImageManifest>),
 }
@@ -102,7 +102,7 @@ fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
 }
 
 /// Tells an index from a manifest by what is in it; media types are optional in both.
-fn parse_document(document: &[u8]) -> Result<Document, SourceError> {
+pub(super) fn parse_document(document: &[u8]) -> Result<Document, SourceError> {
     let value: Value = parse_json(MANIFEST, document)?;
     let version = value
         .get("schemaVersion")
@@ -179,7 +179,7 @@ fn image(
         }
         Ok(LayerBlob {
             diff_id,
-            digest: Some(digest(layer, "a layer")?),
+            digest: digest(layer, "a layer")?,
             size: layer.size(),
             member: None,
         })
@@ -189,7 +189,7 @@ fn image(
         id: Digest::of(&config),
         config,
         digest: None,
-        manifest: Some(document),
+        manifest: document,
         layers,
     })
 }
@@ -235,7 +235,7 @@ pub(super) fn check_count(layers: usize, diff_ids: usize) -> Result<(), SourceEr
     Ok(())
 }
 
-fn digest(descriptor: &Descriptor, what: &'static str) -> Result<Digest, SourceError> {
+pub(super) fn digest(descriptor: &Descriptor, what: &'static str) -> Result<Digest, SourceError> {
     let text = descriptor.digest().to_string();
     text.parse()
         .map_err(|source| SourceError::BadDigest { what, source })

@@ -146,11 +146,8 @@ fn images_of_a_real_registry() {
     );
 
     // The manifest's digest is what the store keeps, and what pins the image.
-    let manifests = std::fs::read_dir(fixture.directory.path().join("store/blobs/sha256"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let manifest = manifests.into_iter().find(|hex| *hex != id.hex()).unwrap();
-    let pinned = registry.name(&format!("some/tool@sha256:{manifest}"));
+    let manifest = fixture.store.list().unwrap()[0].names[0].digest.unwrap();
+    let pinned = registry.name(&format!("some/tool@{manifest}"));
     assert_eq!(pull(&fixture.store, &pinned).unwrap().id, id);
 
     registry.push(

@@ -36,10 +36,25 @@ fn unfinished_files_of_the_dead_are_reaped_and_those_of_the_living_are_not() {
         std::fs::write(unfinished(digest), b"half a layer").unwrap();
     }
     std::fs::write(store.root.join("state.json.tmp"), b"{").unwrap();
+    // The start of a blob is of use for a day.
+    let [new, old, busy] = ["new", "old", "busy"].map(|name| {
+        let digest = Digest::of(name.as_bytes());
+        let path = store.blobs().join(format!("{}.part", digest.hex()));
+        std::fs::write(&path, name).unwrap();
+        (digest, path)
+    });
+    for (_, path) in [&old, &busy] {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        let day = std::time::Duration::from_secs(25 * 3600);
+        file.set_modified(std::time::SystemTime::now() - day)
+            .unwrap();
+    }
+    let _busy = store.try_lock_blob(&busy.0).unwrap().unwrap();
     let lock = store.try_lock_disk(&alive).unwrap().unwrap();
     Store::open(&store.root).unwrap();
     assert!(!unfinished(&dead).exists() && unfinished(&alive).exists());
     assert!(!store.root.join("state.json.tmp").exists());
+    assert!(new.1.exists() && !old.1.exists() && busy.1.exists());
     drop(lock);
     Store::open(&store.root).unwrap();
     assert!(!unfinished(&alive).exists());
@@ -86,7 +101,7 @@ fn many_threads_pull_at_once() {
     let events = started.0.into_inner().unwrap();
     let count = events.iter().filter(|event| **event == "started").count();
     assert_eq!(count, 6, "each layer is made once");
-    assert_eq!(fixture.files().len(), 1 + 2 + 6);
+    assert_eq!(fixture.files().len(), 1 + 2 + 6 + 6);
 }
 
 #[test]

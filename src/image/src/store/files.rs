@@ -40,12 +40,9 @@ impl Unfinished {
     /// Makes it the file that it was to be, on disk.
     pub(super) fn finish(mut self, file: &File) -> Result<()> {
         file.sync_all().map_err(Error::io("write", &self.path))?;
-        std::fs::rename(&self.path, &self.destination).map_err(Error::io("rename", &self.path))?;
+        rename(&self.path, &self.destination)?;
         self.finished = true;
-        let directory = self.destination.parent().unwrap_or(Path::new("."));
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(Error::io("sync", directory))
+        Ok(())
     }
 }
 
@@ -56,6 +53,15 @@ impl Drop for Unfinished {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Gives a file its final name, on disk.
+pub(super) fn rename(path: &Path, destination: &Path) -> Result<()> {
+    std::fs::rename(path, destination).map_err(Error::io("rename", path))?;
+    let directory = destination.parent().unwrap_or(Path::new("."));
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::io("sync", directory))
 }
 
 /// Replaces a small file by new content.

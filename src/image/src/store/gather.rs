@@ -1,9 +1,9 @@
-//! Seeing to it that an image's disks are there: those that are missing are made from its layers.
+//! Seeing to it that an image's blobs and disks are there: blobs that are missing are fetched, and
+//! disks made from them.
 //!
-//! A layer is a disk of its own, unless one [leans](Leaning) on the layers below it, which shows
-//! while it is converted. Then they are merged into one disk, which is named by their ChainID (OCI
-//! image-spec, config.md). For that, the layers are streamed from the source a second time: keeping
-//! what came the first time would cost every pull its space, for images that few tools make.
+//! A layer is a disk of its own, made while its blob comes, unless one [leans](Leaning) on the layers
+//! below it, which shows while it is converted. Then they are merged into one disk, which is named by
+//! their ChainID (OCI image-spec, config.md), from the blobs that are there by then.
 //!
 //! Disks of versions that merged nothing don't say whether they lean. A pull that wants one makes it
 //! anew; an image that is in the store stays as it is until it is pulled again.
@@ -20,9 +20,9 @@ use std::time::Duration;
 use super::Store;
 use super::files::Unfinished;
 use super::lock::Lock;
-use crate::digest::DigestReader;
+use super::receive::{Receiver, of_layer};
 use crate::layer::{Conversion, LayerError, Leaning};
-use crate::source::{LayerBlob, Source, SourceError};
+use crate::source::{LayerBlob, Source};
 use crate::{Digest, Error, Event, Progress, Result};
 
 /// Disks at work at the same time, at most.
@@ -30,29 +30,37 @@ const MAX_WORKERS: usize = 4;
 /// Between two attempts on a disk that two pulls reach for at the same moment.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// The disks that one pull has seen to.
+/// The blobs and disks that one pull has seen to.
 pub(super) struct Gathering<'a> {
     store: &'a Store,
     source: &'a dyn Source,
     progress: &'a dyn Progress,
     stop: AtomicBool,
-    /// The locks keep the disks from being removed until the image is in the state.
-    held: Mutex<BTreeMap<Digest, Held>>,
+    /// The locks keep them from being removed until the image is in the state.
+    held: Mutex<Gathered>,
 }
 
-/// A disk that is there.
+/// What a pull has, and whether it was made by it.
+#[derive(Default)]
+struct Gathered {
+    disks: BTreeMap<Digest, Held>,
+    blobs: BTreeMap<Digest, Held>,
+}
+
+/// A file that is there.
 struct Held {
     _lock: Lock,
+    /// Of a disk.
     leaning: Leaning,
     made: bool,
 }
 
-/// What becomes one disk.
-struct Work<'a> {
-    /// The disk's name.
-    id: Digest,
-    /// One layer, or several to be merged, lowest first.
-    layers: &'a [LayerBlob],
+/// A thing to be done for an image.
+enum Work<'a> {
+    /// The blob of a layer is to be there, and its disk where it is said.
+    Layer { layer: &'a LayerBlob, disk: bool },
+    /// The disk of these layers, lowest first, whose blobs are there.
+    Merged { id: Digest, layers: &'a [LayerBlob] },
 }
 
 impl<'a> Gathering<'a> {
@@ -70,22 +78,25 @@ impl<'a> Gathering<'a> {
         }
     }
 
-    /// Gets the disks of an image of these layers; lowest first, as the layers are.
+    /// Gets the blobs and disks of an image of these layers; gives back the disks, lowest first as
+    /// the layers are.
     pub(super) fn disks(&self, layers: &[LayerBlob]) -> Result<Vec<Digest>> {
         let chain = chain_ids(layers);
         let mut merged = self.merged(&chain)?;
+        let alone: BTreeSet<&Digest> = layers[merged..].iter().map(|it| &it.diff_id).collect();
         let mut seen = BTreeSet::new();
-        let distinct = layers[merged..]
-            .iter()
-            .filter(|layer| seen.insert(layer.diff_id));
-        self.fetch(distinct.map(Work::layer).collect())?;
+        let distinct = layers.iter().filter(|layer| seen.insert(layer.diff_id));
+        self.fetch(distinct.map(|layer| Work::Layer {
+            layer,
+            disk: alone.contains(&layer.diff_id),
+        }))?;
         if let Some(top) = (merged.max(1)..layers.len())
             .rev()
             .find(|number| self.leaning(&layers[*number]) != Leaning::Nothing)
         {
             merged = top + 1;
             let (id, layers) = (chain[top], &layers[..merged]);
-            self.fetch(VecDeque::from([Work { id, layers }]))?;
+            self.fetch([Work::Merged { id, layers }])?;
         }
         match layers.first() {
             Some(lowest) if merged == 0 && self.leaning(lowest) == Leaning::Links => {
@@ -102,10 +113,10 @@ impl<'a> Gathering<'a> {
             .collect())
     }
 
-    /// Lets go of all disks. Gives back which there were, and whether each was made here.
+    /// Lets go of everything. Gives back which disks there were, and whether each was made here.
     pub(super) fn release(self) -> BTreeMap<Digest, bool> {
         let held = self.held.into_inner();
-        let held = held.unwrap_or_else(PoisonError::into_inner);
+        let held = held.unwrap_or_else(PoisonError::into_inner).disks;
         held.into_iter().map(|(id, held)| (id, held.made)).collect()
     }
 
@@ -121,15 +132,21 @@ impl<'a> Gathering<'a> {
             let lock = Lock::try_shared(&lock_path).map_err(Error::io("lock", &lock_path))?;
             if let (Some(lock), Some(leaning)) = (lock, leaning_of(&path)?) {
                 self.progress.event(Event::LayerCached(id));
-                self.hold(id, lock, leaning, false);
+                let held = Held {
+                    _lock: lock,
+                    leaning,
+                    made: false,
+                };
+                relock(&self.held).disks.insert(*id, held);
                 return Ok(number + 1);
             }
         }
         Ok(0)
     }
 
-    /// Sees to it that every disk is there, several at a time.
-    fn fetch(&self, works: VecDeque<Work<'_>>) -> Result<()> {
+    /// Does what is to be done, several at a time.
+    fn fetch<'w>(&self, works: impl IntoIterator<Item = Work<'w>>) -> Result<()> {
+        let works: VecDeque<Work<'_>> = works.into_iter().collect();
         let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
         let workers = cores.min(MAX_WORKERS).min(works.len());
         let queue = Mutex::new(works);
@@ -157,34 +174,85 @@ impl<'a> Gathering<'a> {
         }
     }
 
-    /// Sees to it that a disk is there: finds it, waits for another pull that is making it, or makes
-    /// it.
     fn ensure(&self, work: &Work<'_>) -> Result<()> {
-        let id = &work.id;
+        let (id, made) = match work {
+            Work::Layer { layer, disk } => {
+                let fetched = self.ensure_blob(layer, *disk)?;
+                let layers = std::slice::from_ref(*layer);
+                let made = *disk && self.ensure_disk(&layer.diff_id, layers, fetched)?;
+                (&layer.diff_id, fetched || made)
+            }
+            Work::Merged { id, layers } => (id, self.ensure_disk(id, layers, false)?),
+        };
+        self.progress.event(match made {
+            true => Event::LayerDone(id),
+            false => Event::LayerCached(id),
+        });
+        Ok(())
+    }
+
+    /// Sees to it that a layer's blob is there, and that its disk is made on the way if it is wanted
+    /// and nobody else is at work on it. Says whether it had to be fetched.
+    fn ensure_blob(&self, layer: &LayerBlob, disk: bool) -> Result<bool> {
+        let path = self.store.blob(&layer.digest);
+        let there = || path.try_exists().map_err(Error::io("find", &path));
+        let held = self.secure(
+            &self.store.blob_lock(&layer.digest),
+            &layer.diff_id,
+            || Ok(there()?.then_some(Leaning::Nothing)),
+            || self.receive(layer, disk),
+        )?;
+        let made = held.made;
+        relock(&self.held).blobs.insert(layer.digest, held);
+        Ok(made)
+    }
+
+    /// Sees to it that the disk of these layers is there, whose blobs are, and says whether it had to
+    /// be made. It may have been made by this pull already, while the blob was `fetched`.
+    fn ensure_disk(&self, id: &Digest, layers: &[LayerBlob], fetched: bool) -> Result<bool> {
         let path = self.store.disk(id);
-        let lock_path = self.store.disk_lock(id);
+        let held = self.secure(
+            &self.store.disk_lock(id),
+            id,
+            || leaning_of(&path),
+            || self.make(id, layers),
+        )?;
+        let made = held.made || fetched;
+        relock(&self.held).disks.insert(*id, Held { made, ..held });
+        Ok(made)
+    }
+
+    /// Sees to it that a file is there: finds it, waits for another pull that is making it, or makes
+    /// it. `id` is what it belongs to.
+    fn secure(
+        &self,
+        lock_path: &Path,
+        id: &Digest,
+        find: impl Fn() -> Result<Option<Leaning>>,
+        make: impl Fn() -> Result<()>,
+    ) -> Result<Held> {
+        let failed = || Error::io("lock", lock_path);
         let mut made = false;
         loop {
-            let lock = match Lock::try_shared(&lock_path).map_err(Error::io("lock", &lock_path))? {
+            let lock = match Lock::try_shared(lock_path).map_err(failed())? {
                 Some(lock) => lock,
                 None => {
                     self.progress.event(Event::LayerWaiting(id));
-                    Lock::shared(&lock_path).map_err(Error::io("lock", &lock_path))?
+                    Lock::shared(lock_path).map_err(failed())?
                 }
             };
-            if let Some(leaning) = leaning_of(&path)? {
-                self.progress.event(match made {
-                    true => Event::LayerDone(id),
-                    false => Event::LayerCached(id),
+            if let Some(leaning) = find()? {
+                return Ok(Held {
+                    _lock: lock,
+                    leaning,
+                    made,
                 });
-                self.hold(id, lock, leaning, made);
-                return Ok(());
             }
             drop(lock);
-            match self.store.try_lock_disk(id)? {
-                Some(_lock) if leaning_of(&path)?.is_some() => {}
+            match Lock::try_exclusive(lock_path).map_err(failed())? {
+                Some(_lock) if find()?.is_some() => {}
                 Some(_lock) => {
-                    self.make(work)?;
+                    make()?;
                     made = true;
                 }
                 None => thread::sleep(RETRY),
@@ -192,86 +260,84 @@ impl<'a> Gathering<'a> {
         }
     }
 
-    /// Makes a disk. The caller holds its lock.
-    fn make(&self, work: &Work<'_>) -> Result<()> {
-        let Some(highest) = work.layers.last() else {
-            return Ok(());
+    /// Fetches a layer's blob. The caller holds its lock.
+    fn receive(&self, layer: &LayerBlob, disk: bool) -> Result<()> {
+        let path = self.store.disk(&layer.diff_id);
+        let lock = match disk {
+            true => self.store.try_lock_disk(&layer.diff_id)?,
+            false => None,
+        };
+        let lock = match lock {
+            Some(lock) if leaning_of(&path)?.is_none() => Some(lock),
+            _ => None,
         };
         self.progress.event(Event::LayerStarted {
-            diff_id: &work.id,
-            total: work
-                .layers
-                .iter()
-                .fold(0, |total, layer| total.saturating_add(layer.size)),
+            diff_id: &layer.diff_id,
+            total: layer.size,
         });
-        let (unfinished, file) = Unfinished::create(&self.store.disk(&work.id))?;
-        let conversion = match work.layers.len() {
+        let receiver = Receiver {
+            source: self.source,
+            progress: self.progress,
+            stop: &self.stop,
+        };
+        let mut unfinished = None;
+        let conversion = receiver.receive(layer, &self.store.blob(&layer.digest), || {
+            if lock.is_none() {
+                return Ok(None);
+            }
+            // The one of an attempt before goes first: it has the same name.
+            unfinished = None;
+            let (file, image) = Unfinished::create(&path)?;
+            unfinished = Some(file);
+            Ok(Some(Conversion::new(image).map_err(of_layer(layer))?))
+        })?;
+        self.progress.event(Event::LayerUnpacking(&layer.diff_id));
+        if let (Some(conversion), Some(unfinished)) = (conversion, unfinished) {
+            let (image, _) = conversion.finish(&layer.diff_id).map_err(of_layer(layer))?;
+            unfinished.finish(&image)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a disk from blobs that are there. The caller holds its lock.
+    fn make(&self, id: &Digest, layers: &[LayerBlob]) -> Result<()> {
+        let Some(highest) = layers.last() else {
+            return Ok(());
+        };
+        let sizes = layers.iter().map(|layer| layer.size);
+        self.progress.event(Event::LayerStarted {
+            diff_id: id,
+            total: sizes.fold(0, u64::saturating_add),
+        });
+        let (unfinished, file) = Unfinished::create(&self.store.disk(id))?;
+        let conversion = match layers.len() {
             1 => Conversion::new(file),
             _ => Conversion::merging(file),
         };
         let mut conversion = conversion.map_err(of_layer(highest))?;
-        for layer in work.layers {
-            self.add(layer, &work.id, &mut conversion)?;
-        }
-        self.progress.event(Event::LayerUnpacking(&work.id));
-        let (file, _) = conversion.finish(&work.id).map_err(of_layer(highest))?;
-        unfinished.finish(&file)
-    }
-
-    /// Streams a layer from the source into the disk `id`.
-    fn add(&self, layer: &LayerBlob, id: &Digest, conversion: &mut Conversion<File>) -> Result<()> {
-        let inner = self.source.open_layer(layer)?;
-        let mut blob = DigestReader::new(Watched {
-            // One byte more than it should have, to tell when it has too many.
-            inner: inner.take(layer.size.saturating_add(1)),
-            id,
-            progress: self.progress,
-            stop: &self.stop,
-            error: None,
-        });
-        let added = conversion.add(&mut blob, &layer.diff_id);
-        if !matches!(added, Err(LayerError::Write(_))) {
-            // To the end, even of a broken one: if the blob itself is wrong, that is the reason.
-            let _ = io::copy(&mut blob, &mut io::sink());
-        }
-        if let Some(source) = blob.inner_mut().error.take() {
-            return Err(SourceError::Read {
-                what: "a layer",
-                source,
+        for layer in layers {
+            let path = self.store.blob(&layer.digest);
+            let blob = File::open(&path).map_err(Error::io("open", &path))?;
+            let blob = Watched {
+                inner: blob,
+                id,
+                gathering: self,
+            };
+            if let Err(error) = conversion.add(blob, &layer.diff_id) {
+                self.store.verify(&layer.digest)?;
+                return Err(of_layer(layer)(error));
             }
-            .into());
         }
-        if let Err(LayerError::Write(error)) = added {
-            return Err(of_layer(layer)(LayerError::Write(error)));
-        }
-        let (digest, size) = blob.finish();
-        check_blob(layer, digest, size)
-            .and(added)
-            .map_err(of_layer(layer))
-    }
-
-    fn hold(&self, id: &Digest, lock: Lock, leaning: Leaning, made: bool) {
-        let held = Held {
-            _lock: lock,
-            leaning,
-            made,
-        };
-        relock(&self.held).insert(*id, held);
+        self.progress.event(Event::LayerUnpacking(id));
+        let (file, _) = conversion.finish(id).map_err(of_layer(highest))?;
+        unfinished.finish(&file)
     }
 
     fn leaning(&self, layer: &LayerBlob) -> Leaning {
         let held = relock(&self.held);
-        held.get(&layer.diff_id)
+        held.disks
+            .get(&layer.diff_id)
             .map_or(Leaning::Nothing, |held| held.leaning)
-    }
-}
-
-impl<'a> Work<'a> {
-    fn layer(layer: &'a LayerBlob) -> Self {
-        Self {
-            id: layer.diff_id,
-            layers: std::slice::from_ref(layer),
-        }
     }
 }
 
@@ -297,63 +363,29 @@ fn leaning_of(path: &Path) -> Result<Option<Leaning>> {
     }
 }
 
-fn of_layer(layer: &LayerBlob) -> impl FnOnce(LayerError) -> Error {
-    let diff_id = layer.diff_id;
-    move |source| Error::Layer { diff_id, source }
-}
-
 fn relock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn check_blob(layer: &LayerBlob, digest: Digest, size: u64) -> Result<(), LayerError> {
-    if size != layer.size {
-        return Err(LayerError::Size {
-            expected: layer.size,
-            found: size,
-        });
-    }
-    match layer.digest {
-        Some(expected) if expected != digest => Err(LayerError::Digest {
-            what: "its blob",
-            expected,
-            found: digest,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// A layer's blob as it comes from its source: tells of progress, and keeps a failure of the source
-/// apart from what is wrong with the content.
+/// A blob that is there: tells of progress.
 struct Watched<'a, R> {
     inner: R,
     /// The disk that it becomes a part of.
     id: &'a Digest,
-    progress: &'a dyn Progress,
-    stop: &'a AtomicBool,
-    error: Option<io::Error>,
+    gathering: &'a Gathering<'a>,
 }
 
 impl<R: Read> Read for Watched<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.gathering.stop.load(Ordering::Relaxed) {
             return Err(io::Error::other("another layer of the image failed"));
         }
-        match self.inner.read(buffer) {
-            Ok(read) => {
-                self.progress.event(Event::LayerBytes {
-                    diff_id: self.id,
-                    bytes: read as u64,
-                });
-                Ok(read)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
-            Err(error) => {
-                let kind = error.kind();
-                self.error = Some(error);
-                Err(io::Error::from(kind))
-            }
-        }
+        let read = self.inner.read(buffer)?;
+        self.gathering.progress.event(Event::LayerBytes {
+            diff_id: self.id,
+            bytes: read as u64,
+        });
+        Ok(read)
     }
 }
 

@@ -171,19 +171,18 @@ fn merged_layers_are_not_merged_again() {
     let mut fixture = Fixture::new();
     let tars = [base(), leaning("new"), layer("top", "x")];
     fixture.layout.image("v1", &tars[..2], Packed::Gzip);
-    fixture.layout.image("v2", &tars, Packed::Zstd);
+    fixture.layout.image("v2", &tars, Packed::Gzip);
     fixture.pull("v1").unwrap();
     let merged = chain_id(&tars[..2]);
     // The same image by another name, and one that has a layer more.
     fixture.layout.image("same", &tars[..2], Packed::Gzip);
     let (image, started, cached) = watched(&fixture, "same");
-    assert_eq!(
-        (ids(&image), started, cached),
-        (vec![merged], vec![], vec![merged])
-    );
+    assert_eq!((ids(&image), started), (vec![merged], vec![]));
+    assert!(cached.contains(&merged));
     let (image, started, cached) = watched(&fixture, "v2");
     let top = Digest::of(&tars[2]);
-    assert_eq!((started, cached), (vec![top], vec![merged]));
+    assert_eq!(started, [top]);
+    assert!(cached.contains(&merged));
     assert_eq!(ids(&image), [merged, top]);
 
     // It stays as long as any image has it.
@@ -214,28 +213,21 @@ fn layers_of_other_images_survive_a_merge() {
 }
 
 #[test]
-fn a_layer_that_came_wrong_for_the_merge_is_named() {
+fn a_damaged_blob_is_named_and_fetched_again() {
     let mut fixture = Fixture::new();
     let tars = [base(), leaning("new")];
     fixture.layout.image("base", &tars[..1], Packed::Gzip);
     fixture.layout.image("v1", &tars, Packed::Gzip);
     fixture.pull("base").unwrap();
-    let before = fixture.files();
     // The lower layer is there, so that only the merge reads its blob.
     let blob = Digest::of(&Packed::Gzip.pack(&tars[0]));
-    let path = fixture.layout.blob_path(&blob);
-    let content = Packed::Gzip.pack(&leaning("other"));
-    let size = std::fs::metadata(&path).unwrap().len();
-    let mut wrong = content.clone();
-    wrong.resize(size as usize, 0);
-    std::fs::write(&path, wrong).unwrap();
+    let path = fixture.store.blob(&blob);
+    std::fs::write(&path, Packed::Gzip.pack(&leaning("other"))).unwrap();
     let message = chain(&fixture.pull("v1").unwrap_err());
-    assert!(
-        message.contains(&Digest::of(&tars[0]).to_string()),
-        "{message}"
-    );
-    assert!(message.contains(&blob.to_string()), "{message}");
-    assert_eq!(fixture.files(), before);
+    let said = format!("{} is damaged", path.display());
+    assert!(message.contains(&said), "{message}");
+    let image = fixture.pull("v1").unwrap();
+    assert_eq!(ids(&image), [chain_id(&tars)]);
 }
 
 /// Versions that merged nothing left no mark on a layer's file system.

@@ -3,7 +3,9 @@
 //! ```text
 //! lock                      held while the state or a blob is changed
 //! state.json                images and names; one file, replaced as a whole
-//! blobs/sha256/HEX          configurations and manifests
+//! blobs/sha256/HEX          configurations, manifests and layers, as a registry has them
+//! blobs/sha256/HEX.part     the start of a layer's blob, from where its source broke off
+//! blobs/sha256/HEX.lock     for a layer's blob what the following is for a disk
 //! layers/sha256/HEX.erofs   disks: layers as file systems, by diff id, and several layers merged
 //!                           into one, by ChainID
 //! layers/sha256/HEX.lock    held exclusively by who makes or removes the disk, shared by a pull
@@ -11,37 +13,42 @@
 //! *.tmp                     unfinished files
 //! ```
 //!
-//! The layers' compressed blobs are not kept: a machine that runs images needs only the file systems.
-//! Configurations and manifests are, so that an image can be inspected and named in a registry; to
-//! push its layers elsewhere they have to be fetched again, or be mounted from the registry that has
-//! them.
+//! A machine that runs images needs only the disks. The blobs are kept beside them so that an image
+//! can be pushed and saved: no disk gives the bytes back that have the digests in the manifest.
 //!
-//! A disk is made once, however many pulls want it at the same time. What is not finished has
-//! another name, and goes when the process that made it is gone. Nothing is entered into the state
-//! before it is on disk, and nothing removed from disk before it is out of the state.
+//! A blob is fetched and a disk made once, however many pulls want it at the same time. What is not
+//! finished has another name, and goes when the process that made it is gone; the start of a blob
+//! only after a day, or by [`Store::prune`], because the next pull goes on from there. Nothing is
+//! entered into the state before it is on disk, and nothing removed from disk before it is out of
+//! the state.
 
 mod files;
 mod gather;
 mod lock;
 mod pull;
+mod receive;
 mod remove;
 mod state;
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci_spec::image::ImageConfiguration;
 
 pub use pull::PullOptions;
 pub use remove::Removed;
 
+use crate::digest::DigestReader;
 use crate::reference::Kind;
 use crate::{Digest, Error, Reference, Result, source};
 use lock::Lock;
 use state::State;
 
+/// After this time nobody is expected to go on with a blob that came in part.
+const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 /// The extension of disks.
 const DISK: &str = ".erofs";
 
@@ -241,6 +248,45 @@ impl Store {
         }))
     }
 
+    /// Whether a blob is what it was when it came. One that is not is removed, so that the next pull
+    /// fetches it.
+    fn verify(&self, digest: &Digest) -> Result<()> {
+        let path = self.blob(digest);
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let mut reader = DigestReader::new(file);
+        std::io::copy(&mut reader, &mut std::io::sink()).map_err(Error::io("read", &path))?;
+        let (found, _) = reader.finish();
+        if found == *digest {
+            return Ok(());
+        }
+        files::remove(&path)?;
+        let source = format!("it has digest {found}").into();
+        Err(Error::Damaged { path, source })
+    }
+
+    /// Removes starts of blobs that nobody is at work on, and that are older than `age`. Gives back
+    /// how many bytes that freed.
+    fn reap_parts(&self, age: Duration) -> Result<u64> {
+        let mut freed = 0;
+        for hex in files::names(&self.blobs(), receive::PART)? {
+            let path = self.blobs().join(format!("{hex}{}", receive::PART));
+            let Ok(digest) = Digest::from_hex(&hex) else {
+                continue;
+            };
+            let changed = std::fs::metadata(&path).and_then(|metadata| metadata.modified());
+            let is_old = changed.is_ok_and(|changed| {
+                let elapsed = changed.elapsed();
+                elapsed.is_ok_and(|elapsed| elapsed >= age)
+            });
+            if let Some(_lock) = self.try_lock_blob(&digest)?
+                && is_old
+            {
+                freed += files::remove(&path)?;
+            }
+        }
+        Ok(freed)
+    }
+
     /// Removes unfinished files that nobody is at work on.
     fn reap(&self) -> Result<()> {
         let layers = self.layers();
@@ -253,6 +299,7 @@ impl Store {
                 files::remove(&layers.join(hex + &suffix))?;
             }
         }
+        self.reap_parts(OLD)?;
         let path = self.lock_path();
         let lock = Lock::try_exclusive(&path).map_err(Error::io("lock", &path))?;
         if lock.is_some() {
@@ -275,6 +322,11 @@ impl Store {
         Lock::exclusive(&path).map_err(Error::io("lock", &path))
     }
 
+    fn try_lock_blob(&self, digest: &Digest) -> Result<Option<Lock>> {
+        let path = self.blob_lock(digest);
+        Lock::try_exclusive(&path).map_err(Error::io("lock", &path))
+    }
+
     fn try_lock_disk(&self, id: &Digest) -> Result<Option<Lock>> {
         let path = self.disk_lock(id);
         Lock::try_exclusive(&path).map_err(Error::io("lock", &path))
@@ -294,6 +346,10 @@ impl Store {
 
     fn blob(&self, digest: &Digest) -> PathBuf {
         self.blobs().join(digest.hex())
+    }
+
+    fn blob_lock(&self, digest: &Digest) -> PathBuf {
+        self.blobs().join(format!("{}.lock", digest.hex()))
     }
 
     fn layers(&self) -> PathBuf {

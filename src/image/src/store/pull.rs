@@ -51,8 +51,18 @@ impl Store {
         if !fixed {
             return Ok(None);
         }
-        let image = self.find(reference)?;
-        Ok(image.filter(|image| Platform::of(&image.config).runs_on(&options.platform)))
+        let fits = |image: &Image| Platform::of(&image.config).runs_on(&options.platform);
+        let Some(image) = self.find(reference)?.filter(fits) else {
+            return Ok(None);
+        };
+        Ok(self.has_blobs(&image.id)?.then_some(image))
+    }
+
+    /// Whether an image can be pushed: all its blobs are there.
+    fn has_blobs(&self, id: &Digest) -> Result<bool> {
+        let state = self.state()?;
+        let blobs = state.images.get(id).and_then(ImageRecord::blobs);
+        Ok(blobs.is_some_and(|blobs| blobs.iter().all(|blob| self.blob(blob).exists())))
     }
 
     fn pull_changed(
@@ -75,13 +85,29 @@ impl Store {
         let gathering = Gathering::new(self, source.as_ref(), progress);
         let disks = gathering.disks(&resolved.layers);
         let result = disks.and_then(|disks| self.commit(reference, stamp, &resolved, disks));
-        let needless = needless(gathering.release(), &result);
-        if !needless.is_empty()
-            && let Err(error) = self.discard(&needless)
-        {
+        let had = gathering.release();
+        if let Err(error) = self.discard_needless(had, &resolved, &result) {
             tracing::warn!(%error, "layers that the pull does not need any more are left over");
         }
         result
+    }
+
+    /// Removes what a pull has made and does not need at its end.
+    fn discard_needless(
+        &self,
+        had: BTreeMap<Digest, bool>,
+        resolved: &Resolved,
+        result: &Result<Image>,
+    ) -> Result<()> {
+        let disks = needless(had, result);
+        let blobs = match result {
+            // Whatever is there of them, down to the start of one that never came to its end.
+            Err(error) if !is_transient(error) => {
+                resolved.layers.iter().map(|layer| layer.digest).collect()
+            }
+            _ => Vec::new(),
+        };
+        self.discard(&disks, &blobs)
     }
 
     /// Enters an image into the state, all of whose disks are there.
@@ -94,22 +120,17 @@ impl Store {
     ) -> Result<Image> {
         let _lock = self.lock()?;
         let mut state = self.state()?;
-        let manifest = resolved
-            .manifest
-            .as_ref()
-            .map(|manifest| Digest::of(manifest));
-        for (digest, content) in manifest
-            .iter()
-            .zip(&resolved.manifest)
-            .chain([(&resolved.id, &resolved.config)])
-        {
-            let path = self.blob(digest);
+        let manifest = Digest::of(&resolved.manifest);
+        for (digest, content) in [
+            (manifest, &resolved.manifest),
+            (resolved.id, &resolved.config),
+        ] {
+            let path = self.blob(&digest);
             if !path.exists() {
                 files::replace(&path, content)?;
             }
         }
-        let layers = resolved.layers.iter().map(|layer| layer.diff_id).collect();
-        let record = ImageRecord::new(manifest, layers, disks);
+        let record = ImageRecord::new(manifest, &resolved.layers, disks);
         state.images.insert(resolved.id, record);
         let name = reference.to_string();
         let stamped = stamp.is_some();
@@ -154,6 +175,10 @@ impl Store {
     }
 }
 
+fn is_transient(error: &Error) -> bool {
+    matches!(error, Error::Source(error) if error.is_transient())
+}
+
 /// Of the disks that a pull had, each with whether it was made by it, those that may go at its end.
 fn needless(had: BTreeMap<Digest, bool>, result: &Result<Image>) -> Vec<Digest> {
     match result {
@@ -162,7 +187,7 @@ fn needless(had: BTreeMap<Digest, bool>, result: &Result<Image>) -> Vec<Digest> 
             let kept: BTreeSet<&Digest> = image.disks.iter().map(|disk| &disk.id).collect();
             had.into_keys().filter(|id| !kept.contains(id)).collect()
         }
-        Err(Error::Source(error)) if error.is_transient() => Vec::new(),
+        Err(error) if is_transient(error) => Vec::new(),
         Err(_) => had
             .into_iter()
             .filter_map(|(id, made)| made.then_some(id))

@@ -1,5 +1,6 @@
 //! Taking names and images out of the store.
 
+use super::receive::PART;
 use super::state::State;
 use super::{DISK, Store, files};
 use crate::{Digest, Error, Reference, Result};
@@ -75,7 +76,7 @@ impl Store {
             if let Ok(digest) = Digest::from_hex(&name)
                 && !blobs.contains(&digest)
             {
-                freed += files::remove(&self.blob(&digest))?;
+                freed += self.remove_blob(&digest)?;
             }
         }
         Ok(freed)
@@ -91,12 +92,33 @@ impl Store {
         Ok(freed)
     }
 
-    /// Removes disks that a pull has no use for, unless an image or another pull has one.
-    pub(super) fn discard(&self, ids: &[Digest]) -> Result<()> {
+    /// Removes a blob, or the start of it.
+    fn remove_blob(&self, digest: &Digest) -> Result<u64> {
+        let Some(lock) = self.try_lock_blob(digest)? else {
+            return Ok(0);
+        };
+        let part = self.blobs().join(format!("{}{PART}", digest.hex()));
+        let freed = files::remove(&self.blob(digest))? + files::remove(&part)?;
+        lock.remove()
+            .map_err(Error::io("remove", &self.blob_lock(digest)))?;
+        Ok(freed)
+    }
+
+    /// Removes disks and layers' blobs that a pull has no use for, unless an image or another pull
+    /// has one.
+    pub(super) fn discard(&self, disks: &[Digest], blobs: &[Digest]) -> Result<()> {
+        if disks.is_empty() && blobs.is_empty() {
+            return Ok(());
+        }
         let _lock = self.lock()?;
-        let disks = self.state()?.disks();
-        for id in ids.iter().filter(|id| !disks.contains(*id)) {
+        let state = self.state()?;
+        let wanted = state.disks();
+        for id in disks.iter().filter(|id| !wanted.contains(*id)) {
             self.remove_disk(id)?;
+        }
+        let wanted = state.blobs();
+        for digest in blobs.iter().filter(|digest| !wanted.contains(*digest)) {
+            self.remove_blob(digest)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::files;
+use crate::source::LayerBlob;
 use crate::{Digest, Error, Result};
 
 /// The number of the layout on disk that this version reads and writes.
@@ -25,13 +26,16 @@ pub(super) struct State {
 /// An image that is in the store, whole.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct ImageRecord {
-    /// The manifest's digest; an archive of Docker's has none.
+    /// The manifest's digest. Versions that kept no blobs had none for an archive of Docker's.
     pub(super) manifest: Option<Digest>,
     /// The layers' diff ids, lowest first.
     layers: Vec<Digest>,
     /// The disks, lowest first, where they are not the layers. Versions that merged none wrote none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     disks: Vec<Digest>,
+    /// The layers' blobs, lowest first. Versions that kept none wrote none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    blobs: Vec<Digest>,
 }
 
 /// A name of an image.
@@ -48,13 +52,22 @@ pub(super) struct NameRecord {
 }
 
 impl ImageRecord {
-    pub(super) fn new(manifest: Option<Digest>, layers: Vec<Digest>, disks: Vec<Digest>) -> Self {
+    /// Of an image with this manifest, on these disks.
+    pub(super) fn new(manifest: Digest, layers: &[LayerBlob], disks: Vec<Digest>) -> Self {
+        let blobs = layers.iter().map(|layer| layer.digest).collect();
+        let layers: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
         let disks = if disks == layers { Vec::new() } else { disks };
         Self {
-            manifest,
+            manifest: Some(manifest),
             layers,
             disks,
+            blobs,
         }
+    }
+
+    /// The layers' blobs, lowest first; None where not all are kept.
+    pub(super) fn blobs(&self) -> Option<&[Digest]> {
+        (self.blobs.len() == self.layers.len()).then_some(&self.blobs)
     }
 
     /// The disks that the image is on, lowest first: layers by their diff ids, and merged ones by
@@ -152,9 +165,10 @@ impl State {
             .collect()
     }
 
-    /// Every configuration and manifest of any image.
+    /// Every blob of any image: its configuration, its manifest and its layers.
     pub(super) fn blobs(&self) -> BTreeSet<Digest> {
-        let manifests = self.images.values().filter_map(|image| image.manifest);
-        self.images.keys().copied().chain(manifests).collect()
+        let images = self.images.values();
+        let others = images.flat_map(|image| image.manifest.iter().chain(&image.blobs));
+        self.images.keys().chain(others).copied().collect()
     }
 }

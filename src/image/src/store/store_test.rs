@@ -63,7 +63,10 @@ fn nothing_is_done_twice() {
         .image("v1", &[layer("a", "shared"), layer("b", "1")], Packed::Gzip);
     fixture
         .layout
-        .image("v2", &[layer("a", "shared"), layer("b", "2")], Packed::Zstd);
+        .image("v2", &[layer("a", "shared"), layer("b", "2")], Packed::Gzip);
+    fixture
+        .layout
+        .image("v3", &[layer("a", "shared"), layer("b", "2")], Packed::Zstd);
     let pull = |tag| {
         let events = Events::default();
         let reference = fixture.reference(tag);
@@ -78,6 +81,18 @@ fn nothing_is_done_twice() {
     };
     assert_eq!(pull("v1"), ["resolving", "started", "started"]);
     assert_eq!(pull("v2"), ["cached", "resolving", "started"]);
+    // Other blobs of the same layers: they are fetched, the disks are there.
+    let disks = |fixture: &Fixture| {
+        let written = |name| std::fs::metadata(fixture.store.layers().join(name)).unwrap();
+        let disks = fixture.disk_names().into_iter();
+        disks
+            .map(|name| written(format!("{name}{DISK}")).modified().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let before = disks(&fixture);
+    assert_eq!(pull("v3"), ["resolving", "started", "started"]);
+    assert_eq!(disks(&fixture), before);
+    assert_eq!(pull("v3"), [] as [&str; 0]);
     // The same index: not even the manifest is read again.
     assert!(pull("v1").is_empty());
 }

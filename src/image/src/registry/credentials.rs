@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::SourceError;
+use crate::source::SourceError;
 
 /// By this key Docker keeps the credentials for Docker Hub.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -19,9 +19,9 @@ const HELPER_NOT_FOUND: &str = "credentials not found in native keychain";
 
 /// A user's name and password.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Login {
-    pub(super) user: String,
-    pub(super) password: String,
+pub(crate) struct Login {
+    pub(crate) user: String,
+    pub(crate) password: String,
 }
 
 impl fmt::Debug for Login {
@@ -58,7 +58,7 @@ struct HelperAnswer {
 }
 
 /// The login for a registry, if there is one.
-pub(super) fn login(registry: &str) -> Result<Option<Login>, SourceError> {
+pub(crate) fn login(registry: &str) -> Result<Option<Login>, SourceError> {
     match config_path() {
         Some(path) => login_from(&path, registry, |helper| helper.into()),
         None => Ok(None),
