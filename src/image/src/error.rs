@@ -66,6 +66,12 @@ pub enum Error {
         /// All its names.
         names: Vec<String>,
     },
+    /// A name that an image can't be given.
+    #[error("'{0}' is not a name with a tag")]
+    NotATag(String),
+    /// The image came by a version that did not keep all of it, or a part of it was lost.
+    #[error("image {} is here to be run only: not all that came of it was kept", .0.short())]
+    Incomplete(Digest),
     /// The text names no image.
     #[error("'{0}' is not the name of an image")]
     Name(String, #[source] crate::ParseReferenceError),

@@ -26,4 +26,6 @@ pub use platform::Platform;
 pub use progress::{Event, Progress};
 pub use reference::{ParseReferenceError, Reference};
 pub use source::SourceError;
-pub use store::{Details, DiskImage, Image, ImageName, ImageSummary, PullOptions, Removed, Store};
+pub use store::{
+    Details, DiskImage, Image, ImageName, ImageSummary, PullOptions, Pushed, Removed, Store,
+};

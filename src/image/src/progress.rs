@@ -1,8 +1,8 @@
-//! What a pull tells its caller while it works.
+//! What a pull or a push tells its caller while it works.
 
 use crate::{Digest, Reference};
 
-/// One step of a pull. Events of several layers interleave; a layer is named by its diff id. Where
+/// One step of a pull, or of a push, for which a layer is there when the registry has it. Events of several layers interleave; a layer is named by its diff id. Where
 /// layers have to be merged, that is like one more layer, which is named by their ChainID.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -15,6 +15,13 @@ pub enum Event<'a> {
         id: &'a Digest,
         /// How many layers it has.
         layers: usize,
+    },
+    /// The registry has taken the layer from another of its repositories.
+    LayerMounted {
+        /// The layer.
+        id: &'a Digest,
+        /// From which.
+        from: &'a str,
     },
     /// The layer is in the store already.
     LayerCached(&'a Digest),
@@ -42,7 +49,7 @@ pub enum Event<'a> {
     Done(&'a Digest),
 }
 
-/// Receives the events of a pull, from several threads.
+/// Receives the events of a pull or push, from several threads.
 pub trait Progress: Sync {
     /// Something happened. Called often: it should not block.
     fn event(&self, event: Event<'_>);

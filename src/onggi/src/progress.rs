@@ -1,4 +1,4 @@
-//! Progress of a pull: a bar per layer on a terminal, nothing elsewhere.
+//! Progress of a pull or a push: a bar per layer on a terminal, nothing elsewhere.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal};
@@ -7,22 +7,38 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use onggi_image::{Digest, Event, Progress};
 
-/// Shows the events of a pull on standard error.
-pub struct Bars {
+/// Which way an image goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From a registry.
+    Pull,
+    /// To a registry.
+    Push,
+}
+
+/// Shows events on standard error.
+struct Bars {
+    direction: Direction,
     all: MultiProgress,
     layers: Mutex<HashMap<String, ProgressBar>>,
 }
 
 /// What is right for this command: bars where a person sees them and wants them, else nothing.
-pub fn choose(quiet: bool) -> Box<dyn Progress> {
-    if quiet || !io::stderr().is_terminal() {
+pub fn choose(quiet: bool, direction: Direction) -> Box<dyn Progress> {
+    if !visible(quiet) {
         Box::new(())
     } else {
         Box::new(Bars {
+            direction,
             all: MultiProgress::new(),
             layers: Mutex::new(HashMap::new()),
         })
     }
+}
+
+/// Whether a person sees bars, and wants them.
+pub fn visible(quiet: bool) -> bool {
+    !quiet && io::stderr().is_terminal()
 }
 
 impl Bars {
@@ -55,7 +71,17 @@ impl Progress for Bars {
             Event::Resolving(reference) => {
                 let _ = self.all.println(format!("Fetching {reference}"));
             }
-            Event::LayerCached(id) => self.layer(id, |bar| bar.finish_with_message("already here")),
+            Event::LayerCached(id) => {
+                let there = match self.direction {
+                    Direction::Pull => "already here",
+                    Direction::Push => "already there",
+                };
+                self.layer(id, |bar| bar.finish_with_message(there));
+            }
+            Event::LayerMounted { id, from } => {
+                let taken = format!("taken from {from}");
+                self.layer(id, |bar| bar.finish_with_message(taken));
+            }
             Event::LayerWaiting(id) => {
                 self.layer(id, |bar| bar.set_message("waiting for another onggi"));
             }
@@ -64,6 +90,7 @@ impl Progress for Bars {
                     "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {msg}",
                 ));
                 bar.set_message("");
+                bar.set_position(0);
                 bar.set_length(total);
             }),
             Event::LayerBytes { diff_id, bytes } => self.layer(diff_id, |bar| bar.inc(bytes)),

@@ -8,6 +8,9 @@
 //! fails at once.
 
 pub(crate) mod credentials;
+mod push;
+#[cfg(test)]
+pub(crate) mod test_registry;
 
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
@@ -17,6 +20,8 @@ use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
 use tokio::runtime::Runtime;
+
+pub(crate) use push::Upload;
 
 use crate::reference::RegistryName;
 use crate::source::SourceError;
@@ -45,6 +50,8 @@ pub(crate) struct Repository {
 pub(crate) enum Access {
     /// Only to read.
     Pull,
+    /// To read and to write.
+    Push,
 }
 
 /// A client that is logged in.
@@ -146,6 +153,7 @@ impl Repository {
         };
         let operation = match self.access {
             Access::Pull => RegistryOperation::Pull,
+            Access::Push => RegistryOperation::Push,
         };
         let client = Client::try_from(ClientConfig {
             protocol,

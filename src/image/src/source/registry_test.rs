@@ -2,13 +2,13 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::*;
+use crate::registry::test_registry::RealRegistry;
 use crate::source::test_image::{Packed, TestLayout, config, layer};
 use crate::{Error, PullOptions, Reference, Store};
 
@@ -22,92 +22,6 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn pull(store: &Store, name: &str) -> Result<crate::Image> {
     store.pull(&name.parse().unwrap(), &PullOptions::default(), &())
-}
-
-/// Debian's docker-registry on a free port of the loopback interface.
-struct RealRegistry {
-    address: SocketAddr,
-    process: Child,
-    directory: tempfile::TempDir,
-}
-
-/// `user` with the password `secret`, as htpasswd has it.
-const HTPASSWD: &str = "user:$2b$04$SjET60.ZN0jXC2gp7QNzQuCKHnQySGHhNdcVHYNsVx/jAfGPYUTS6\n";
-
-impl RealRegistry {
-    /// None where a program is missing; that is said loudly.
-    fn start(with_login: bool) -> Option<Self> {
-        for program in ["docker-registry", "skopeo"] {
-            let found = Command::new(program).arg("--version").output().is_ok();
-            if !found {
-                eprintln!(
-                    "SKIPPED: {program} is not installed; nothing of a real registry is tested"
-                );
-                return None;
-            }
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let address = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let root = directory.path().display();
-        let mut yaml = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {root}/data\n\
-             http:\n  addr: {address}\n"
-        );
-        if with_login {
-            std::fs::write(directory.path().join("htpasswd"), HTPASSWD).unwrap();
-            yaml += &format!("auth:\n  htpasswd:\n    realm: test\n    path: {root}/htpasswd\n");
-        }
-        std::fs::write(directory.path().join("config.yml"), yaml).unwrap();
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(directory.path().join("config.yml"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let registry = Self {
-            address,
-            process,
-            directory,
-        };
-        let patience = Instant::now() + Duration::from_secs(30);
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < patience, "docker-registry does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Some(registry)
-    }
-
-    fn name(&self, rest: &str) -> String {
-        format!("{}/{rest}", self.address)
-    }
-
-    fn push(&self, layout: &TestLayout, tag: &str, to: &str, arguments: &[&str]) {
-        let output = Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--dest-tls-verify=false"])
-            .args(arguments)
-            .arg(format!("oci:{}:{tag}", layout.path.display()))
-            .arg(format!("docker://{}", self.name(to)))
-            .output()
-            .unwrap();
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{message}");
-    }
-
-    fn stop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-impl Drop for RealRegistry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 struct Fixture {

@@ -26,7 +26,7 @@ use crate::source::{LayerBlob, Source};
 use crate::{Digest, Error, Event, Progress, Result};
 
 /// Disks at work at the same time, at most.
-const MAX_WORKERS: usize = 4;
+pub(super) const MAX_WORKERS: usize = 4;
 /// Between two attempts on a disk that two pulls reach for at the same moment.
 const RETRY: Duration = Duration::from_millis(5);
 

@@ -26,9 +26,11 @@ mod files;
 mod gather;
 mod lock;
 mod pull;
+mod push;
 mod receive;
 mod remove;
 mod state;
+mod tag;
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
@@ -39,6 +41,7 @@ use std::time::Duration;
 use oci_spec::image::ImageConfiguration;
 
 pub use pull::PullOptions;
+pub use push::Pushed;
 pub use remove::Removed;
 
 use crate::digest::DigestReader;

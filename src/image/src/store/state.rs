@@ -65,6 +65,11 @@ impl ImageRecord {
         }
     }
 
+    /// The layers' diff ids, lowest first.
+    pub(super) fn layers(&self) -> &[Digest] {
+        &self.layers
+    }
+
     /// The layers' blobs, lowest first; None where not all are kept.
     pub(super) fn blobs(&self) -> Option<&[Digest]> {
         (self.blobs.len() == self.layers.len()).then_some(&self.blobs)

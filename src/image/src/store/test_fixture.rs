@@ -84,6 +84,7 @@ impl Progress for Events {
             Event::Resolving(_) => "resolving",
             Event::Resolved { .. } => "resolved",
             Event::LayerCached(_) => "cached",
+            Event::LayerMounted { .. } => "mounted",
             Event::LayerWaiting(_) => "waiting",
             Event::LayerStarted { .. } => "started",
             Event::LayerBytes { .. } => "bytes",

@@ -85,8 +85,8 @@ fn wrong_flags_in_one_sentence() {
             "did you mean '--name'?",
         ),
         (
-            &["image", "pul", "x"],
-            "there is no command 'pul'",
+            &["image", "pulll", "x"],
+            "there is no command 'pulll'",
             "did you mean 'pull'?",
         ),
         (

@@ -11,8 +11,12 @@ pub enum ImageVerb {
     Images(ImagesArgs),
     /// Fetch an image into the store
     Pull(PullArgs),
+    /// Send an image to its registry
+    Push(PushArgs),
     /// Remove images from the store
     Rmi(RmiArgs),
+    /// Give an image another name
+    Tag(TagArgs),
 }
 
 /// The commands below `onggi image`.
@@ -26,9 +30,13 @@ pub enum ImageCommand {
     Ls(ImagesArgs),
     /// Fetch an image into the store
     Pull(PullArgs),
+    /// Send an image to its registry
+    Push(PushArgs),
     /// Remove images from the store
     #[command(visible_alias = "remove")]
     Rm(RmiArgs),
+    /// Give an image another name
+    Tag(TagArgs),
 }
 
 #[derive(Debug, Args)]
@@ -75,6 +83,29 @@ pub struct PullArgs {
     pub quiet: bool,
     /// The image
     pub image: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// Send every tag of the repository
+    #[arg(short, long)]
+    pub all_tags: bool,
+    /// Print nothing but the name
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The image, by the name of the registry's repository
+    #[arg(value_name = "NAME[:TAG]")]
+    pub image: String,
+}
+
+#[derive(Debug, Args)]
+pub struct TagArgs {
+    /// The image, by name or ID
+    #[arg(value_name = "SOURCE_IMAGE")]
+    pub source: String,
+    /// The name that it is to have as well
+    #[arg(value_name = "TARGET_NAME[:TAG]")]
+    pub target: String,
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use crate::vmm::VmmArgs;
 
 pub use balloon::BalloonSpec;
-pub use images::{ImageCommand, ImageVerb, ImagesArgs, InspectImageArgs, PullArgs, RmiArgs};
+pub use images::{
+    ImageCommand, ImageVerb, ImagesArgs, InspectImageArgs, PullArgs, PushArgs, RmiArgs, TagArgs,
+};
 pub use usage::UsageError;
 pub use values::{
     Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, Vhost, VhostUserDisk,

@@ -3,15 +3,16 @@
 mod filter;
 mod inspect;
 mod list;
+mod push;
 
 use std::io::{self, Write};
 
-use onggi_image::{Error, Image, PullOptions, Reference, Store};
+use onggi_image::{Error, Image, PullOptions, Reference, SourceError, Store};
 
-use crate::cli::{ImageCommand, ImageVerb, PullArgs, PullPolicy, RmiArgs};
+use crate::cli::{ImageCommand, ImageVerb, PullArgs, PullPolicy, RmiArgs, TagArgs};
 use crate::error::{Explain, Failure, io_kind};
 use crate::output::print;
-use crate::progress;
+use crate::progress::{self, Direction};
 use crate::state::Home;
 
 impl Explain for Error {
@@ -29,7 +30,18 @@ impl Explain for Error {
             Error::SeveralNames { .. } => {
                 Some("give one of the names, or remove all of them with --force".to_owned())
             }
-            Error::Damaged { .. } => Some("fetch the image again with 'onggi pull'".to_owned()),
+            Error::NotATag(_) => Some("a name is [REGISTRY/]NAME[:TAG]".to_owned()),
+            Error::Source(SourceError::Denied { registry, .. }) => {
+                Some(format!("log in with 'onggi login {registry}'"))
+            }
+            Error::Source(SourceError::NoTls(_)) => Some(
+                "only registries on this machine are asked by plain HTTP: give the other a \
+                 certificate, or put a proxy that has one in front of it"
+                    .to_owned(),
+            ),
+            Error::Damaged { .. } | Error::Incomplete(_) => {
+                Some("fetch the image again with 'onggi pull'".to_owned())
+            }
             Error::Io { .. } if io_kind(self) == Some(io::ErrorKind::PermissionDenied) => {
                 Some("set ONGGI_HOME to a directory that you may write to".to_owned())
             }
@@ -43,7 +55,9 @@ pub fn run_verb(verb: &ImageVerb) -> Result<u8, Failure> {
     match verb {
         ImageVerb::Images(args) => list::list(args),
         ImageVerb::Pull(args) => pull(args),
+        ImageVerb::Push(args) => push::push(args),
         ImageVerb::Rmi(args) => remove(args),
+        ImageVerb::Tag(args) => tag(args),
     }
 }
 
@@ -53,7 +67,9 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
         ImageCommand::Inspect(args) => inspect::inspect(args),
         ImageCommand::Ls(args) => list::list(args),
         ImageCommand::Pull(args) => pull(args),
+        ImageCommand::Push(args) => push::push(args),
         ImageCommand::Rm(args) => remove(args),
+        ImageCommand::Tag(args) => tag(args),
     }
 }
 
@@ -93,20 +109,26 @@ pub fn find_or_pull(
     if policy == PullPolicy::Never {
         return Err(Error::NotFound(name.to_owned()).into());
     }
-    let progress = progress::choose(quiet);
+    let progress = progress::choose(quiet, Direction::Pull);
     Ok(store.pull(&reference, &PullOptions::default(), progress.as_ref())?)
 }
 
 /// `onggi pull`.
 fn pull(args: &PullArgs) -> Result<u8, Failure> {
     let store = store()?;
-    let progress = progress::choose(args.quiet);
+    let progress = progress::choose(args.quiet, Direction::Pull);
     let image = store.pull(
         &reference(&args.image)?,
         &PullOptions::default(),
         progress.as_ref(),
     )?;
     print(&format!("{}\n", image.name))?;
+    Ok(0)
+}
+
+/// `onggi tag`.
+fn tag(args: &TagArgs) -> Result<u8, Failure> {
+    store()?.tag(&reference(&args.source)?, &reference(&args.target)?)?;
     Ok(0)
 }
 
