@@ -25,6 +25,7 @@ pub use error::{Error, Result};
 pub use platform::Platform;
 pub use progress::{Event, Progress};
 pub use reference::{ParseReferenceError, Reference};
+pub use registry::{Account, Login};
 pub use source::SourceError;
 pub use store::{
     Details, DiskImage, Image, ImageName, ImageSummary, PullOptions, Pushed, Removed, Store,

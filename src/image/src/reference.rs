@@ -167,7 +167,12 @@ impl RegistryName {
 
     /// Whether the registry is this very machine, where plain HTTP is as good as TLS.
     pub(crate) fn is_loopback(&self) -> bool {
-        let (host, _) = split_port(&self.registry);
+        Self::is_loopback_host(&self.registry)
+    }
+
+    /// The same of a registry's host and port alone.
+    pub(crate) fn is_loopback_host(registry: &str) -> bool {
+        let (host, _) = split_port(registry);
         let host = host.trim_start_matches('[').trim_end_matches(']');
         host == "localhost"
             || host
@@ -274,6 +279,16 @@ fn split_registry(name: &str) -> (String, String) {
         return (registry.to_owned(), format!("library/{repository}"));
     }
     (registry.to_owned(), repository.to_owned())
+}
+
+/// A registry's host and port by any of its names; Docker Hub's where there is none.
+pub(crate) fn registry_of(host: &str) -> Result<String, ParseReferenceError> {
+    let registry = match host {
+        "" | "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY,
+        other => other,
+    };
+    check_registry(registry)?;
+    Ok(registry.to_owned())
 }
 
 fn check_tag(tag: &str) -> Result<(), ParseReferenceError> {

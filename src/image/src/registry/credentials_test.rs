@@ -45,6 +45,8 @@ fn entries_are_found_however_their_key_is_written() {
         );
         assert_eq!(with_config(&config, "other.example").unwrap(), None);
     }
+    let part = format!(r#"{{"auths":{{"r.example/part":{{"auth":"{AUTH}"}}}}}}"#);
+    assert_eq!(with_config(&part, "r.example").unwrap(), None);
     let plain = r#"{"auths":{"r.example":{"username":"a","password":"b"}}}"#;
     assert_eq!(with_config(plain, "r.example").unwrap(), login("a", "b"));
     let empty = r#"{"auths":{"r.example":{}}}"#;
@@ -112,4 +114,111 @@ fn helpers_are_asked() {
         with_config(slash, "r.example"),
         Err(SourceError::Helper { .. })
     ));
+}
+
+#[test]
+fn what_is_kept_leaves_the_rest_of_the_file_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new/config.json");
+    let keep = |registry: &str, user: &str, password: &str| {
+        let login = login(user, password).unwrap();
+        keep_in(&path, registry, &login, |helper| helper.into()).unwrap();
+    };
+    let read = |registry: &str| login_from(&path, registry, |helper| helper.into()).unwrap();
+    keep("r.example:5000", "a", "p:q");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+    assert_eq!(read("r.example:5000"), login("a", "p:q"));
+
+    let other = r#"{"auths":{"http://r.example:5000/v2/":{"auth":"dTpw"},"r.example:5000/part":{},
+        "b.example":{"auth":"dTpw"}},"detachKeys":"ctrl-x","HttpHeaders":{"X":"y"}}"#;
+    std::fs::write(&path, other).unwrap();
+    keep("r.example:5000", "a", "new");
+    keep("docker.io", "hub", "h");
+    let document: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let keys: Vec<&String> = document["auths"].as_object().unwrap().keys().collect();
+    let expected = [
+        "b.example",
+        DOCKER_HUB_KEY,
+        "r.example:5000",
+        "r.example:5000/part",
+    ];
+    assert_eq!(keys, expected);
+    assert_eq!(document["detachKeys"], "ctrl-x");
+    assert_eq!(document["HttpHeaders"]["X"], "y");
+    assert_eq!(read("r.example:5000"), login("a", "new"));
+    assert_eq!(read("docker.io"), login("hub", "h"));
+
+    let forget = |registry: &str| forget_in(&path, registry, |helper| helper.into()).unwrap();
+    assert!(forget("r.example:5000") && !forget("r.example:5000") && forget("docker.io"));
+    assert_eq!((read("r.example:5000"), read("docker.io")), (None, None));
+    assert_eq!(read("b.example"), login("u", "p"));
+    assert_eq!(
+        std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+        1
+    );
+}
+
+#[test]
+fn a_link_to_the_file_stays_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+    std::fs::write(&real, "{}").unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    keep_in(&link, "x", &login("a", "b").unwrap(), |helper| {
+        helper.into()
+    })
+    .unwrap();
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(std::fs::read_to_string(&real).unwrap().contains("auths"));
+    std::fs::write(&real, "[]").unwrap();
+    let error = keep_in(&link, "x", &login("a", "b").unwrap(), |helper| {
+        helper.into()
+    });
+    assert!(matches!(error, Err(SourceError::Credentials { .. })));
+    assert_eq!(std::fs::read_to_string(&real).unwrap(), "[]");
+}
+
+#[test]
+fn helpers_keep_and_forget() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = directory.path().join("kept");
+    let helper = directory.path().join("docker-credential-onggitest");
+    let script = format!(
+        r#"#!/bin/sh
+        case "$1" in
+            store) cat >'{0}' ;;
+            erase) rm '{0}' ;;
+            get) cat '{0}' 2>/dev/null || {{ echo 'credentials not found in native keychain'; exit 1; }} ;;
+        esac
+    "#,
+        kept.display()
+    );
+    std::fs::write(&helper, script).unwrap();
+    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).unwrap();
+    let path = directory.path().join("config.json");
+    std::fs::write(&path, r#"{"credsStore":"onggitest"}"#).unwrap();
+    let program = |helper: &str| directory.path().join(helper);
+    keep_in(
+        &path,
+        "docker.io",
+        &login("hub", "secret").unwrap(),
+        program,
+    )
+    .unwrap();
+    let stored: Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+    let expected = json!({"ServerURL": DOCKER_HUB_KEY, "Username": "hub", "Secret": "secret"});
+    assert_eq!(stored, expected);
+    let config = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        config.contains(DOCKER_HUB_KEY) && !config.contains("auth\""),
+        "{config}"
+    );
+    assert_eq!(
+        login_from(&path, "docker.io", program).unwrap(),
+        login("hub", "secret")
+    );
+    assert!(forget_in(&path, "docker.io", program).unwrap());
+    assert!(!kept.exists());
+    assert!(!forget_in(&path, "docker.io", program).unwrap());
 }

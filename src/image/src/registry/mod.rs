@@ -8,6 +8,7 @@
 //! fails at once.
 
 pub(crate) mod credentials;
+mod login;
 mod push;
 #[cfg(test)]
 pub(crate) mod test_registry;
@@ -21,6 +22,8 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
 use tokio::runtime::Runtime;
 
+pub use credentials::Login;
+pub use login::Account;
 pub(crate) use push::Upload;
 
 use crate::reference::RegistryName;
@@ -33,6 +36,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const RETRIES: u32 = 3;
 /// Before the first attempt after a failure; each further pause is twice as long.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 500 });
+const USER_AGENT: &str = concat!("onggi/", env!("CARGO_PKG_VERSION"));
 /// What a document of a registry is called in messages.
 const MANIFEST: &str = "the image's manifest";
 
@@ -162,7 +166,7 @@ impl Repository {
             // What is written has a limit of its own: this one would count from a request's start.
             read_timeout: (self.access == Access::Pull).then_some(PATIENCE),
             use_monolithic_push: true,
-            user_agent: concat!("onggi/", env!("CARGO_PKG_VERSION")),
+            user_agent: USER_AGENT,
             ..ClientConfig::default()
         });
         let client = client.map_err(|error| self.error(error))?;
@@ -183,57 +187,58 @@ impl Repository {
     }
 
     /// Puts what the client says into the words of this crate.
-    pub(crate) fn error(&self, error: OciDistributionError) -> SourceError {
-        let registry = self.name.registry.clone();
-        let image = self.name.to_string();
-        let code = match &error {
-            OciDistributionError::RegistryError { envelope, .. } => {
-                envelope.errors.first().map(|error| &error.code)
+    fn error(&self, error: OciDistributionError) -> SourceError {
+        error_of(&self.name.registry, &self.name.to_string(), error)
+    }
+}
+
+/// What a failure with an image of a registry is in the words of this crate.
+fn error_of(registry: &str, image: &str, error: OciDistributionError) -> SourceError {
+    let (registry, image) = (registry.to_owned(), image.to_owned());
+    let code = match &error {
+        OciDistributionError::RegistryError { envelope, .. } => {
+            envelope.errors.first().map(|error| &error.code)
+        }
+        _ => None,
+    };
+    match (&error, status(&error)) {
+        (
+            OciDistributionError::UnauthorizedError { .. }
+            | OciDistributionError::AuthenticationFailure(_),
+            _,
+        )
+        | (_, Some(401 | 403)) => SourceError::Denied { registry, image },
+        (_, Some(404)) => SourceError::NoSuchImage { registry, image },
+        (OciDistributionError::RequestError(_), None) if speaks_no_tls(&error) => {
+            SourceError::NoTls(registry)
+        }
+        (OciDistributionError::RequestError(_), None) => SourceError::Unreachable {
+            registry,
+            source: Box::new(error),
+        },
+        (
+            OciDistributionError::DigestError(DigestError::VerificationError { expected, actual }),
+            _,
+        ) => SourceError::Digest {
+            what: MANIFEST,
+            expected: expected.clone(),
+            found: actual.clone(),
+        },
+        _ => match code {
+            Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
+                SourceError::Denied { registry, image }
             }
-            _ => None,
-        };
-        match (&error, status(&error)) {
-            (
-                OciDistributionError::UnauthorizedError { .. }
-                | OciDistributionError::AuthenticationFailure(_),
-                _,
-            )
-            | (_, Some(401 | 403)) => SourceError::Denied { registry, image },
-            (_, Some(404)) => SourceError::NoSuchImage { registry, image },
-            (OciDistributionError::RequestError(_), None) if speaks_no_tls(&error) => {
-                SourceError::NoTls(registry)
-            }
-            (OciDistributionError::RequestError(_), None) => SourceError::Unreachable {
+            Some(
+                OciErrorCode::ManifestUnknown
+                | OciErrorCode::BlobUnknown
+                | OciErrorCode::NameUnknown
+                | OciErrorCode::NotFound,
+            ) => SourceError::NoSuchImage { registry, image },
+            _ => SourceError::Registry {
                 registry,
                 source: Box::new(error),
             },
-            (
-                OciDistributionError::DigestError(DigestError::VerificationError {
-                    expected,
-                    actual,
-                }),
-                _,
-            ) => SourceError::Digest {
-                what: MANIFEST,
-                expected: expected.clone(),
-                found: actual.clone(),
-            },
-            _ => match code {
-                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
-                    SourceError::Denied { registry, image }
-                }
-                Some(
-                    OciErrorCode::ManifestUnknown
-                    | OciErrorCode::BlobUnknown
-                    | OciErrorCode::NameUnknown
-                    | OciErrorCode::NotFound,
-                ) => SourceError::NoSuchImage { registry, image },
-                _ => SourceError::Registry {
-                    registry,
-                    source: Box::new(error),
-                },
-            },
-        }
+        },
     }
 }
 

@@ -173,6 +173,32 @@ pub enum SourceError {
     /// The machinery for network connections.
     #[error("can't start a network connection")]
     Runtime(#[source] io::Error),
+    /// The registry does not take a user's name and password.
+    #[error("registry {0} does not take this user name and password")]
+    WrongLogin(String),
+    /// The registry wants credentials of a kind that is not known.
+    #[error("registry {0} does not say how to log in")]
+    Challenge(String),
+    /// Something else answers by the registry's name.
+    #[error("{registry} does not answer as a registry does: its status is {status}")]
+    NotARegistry {
+        /// Its host and port.
+        registry: String,
+        /// The status of its answer.
+        status: u16,
+    },
+    /// There is no home directory.
+    #[error("there is no directory to keep credentials in")]
+    NoConfig,
+    /// Docker's configuration can't be changed.
+    #[error("can't keep credentials in {}", path.display())]
+    Keep {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Docker's configuration is there but can't be used.
     #[error("can't use the credentials in {}", path.display())]
     Credentials {

@@ -11,6 +11,10 @@ pub enum ImageVerb {
     Images(ImagesArgs),
     /// Fetch an image into the store
     Pull(PullArgs),
+    /// Log in to a registry, and keep the credentials where Docker does
+    Login(LoginArgs),
+    /// Forget the credentials for a registry
+    Logout(LogoutArgs),
     /// Send an image to its registry
     Push(PushArgs),
     /// Remove images from the store
@@ -96,6 +100,27 @@ pub struct PushArgs {
     /// The image, by the name of the registry's repository
     #[arg(value_name = "NAME[:TAG]")]
     pub image: String,
+}
+
+#[derive(Debug, Args)]
+pub struct LoginArgs {
+    /// Name of the user
+    #[arg(short, long)]
+    pub username: Option<String>,
+    /// Password, or a token that serves as one
+    #[arg(short, long, conflicts_with = "password_stdin")]
+    pub password: Option<String>,
+    /// Take the password from standard input
+    #[arg(long)]
+    pub password_stdin: bool,
+    /// Host name of the registry [default: Docker Hub]
+    pub registry: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LogoutArgs {
+    /// Host name of the registry [default: Docker Hub]
+    pub registry: Option<String>,
 }
 
 #[derive(Debug, Args)]

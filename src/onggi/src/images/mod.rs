@@ -3,6 +3,7 @@
 mod filter;
 mod inspect;
 mod list;
+mod login;
 mod push;
 
 use std::io::{self, Write};
@@ -55,6 +56,8 @@ pub fn run_verb(verb: &ImageVerb) -> Result<u8, Failure> {
     match verb {
         ImageVerb::Images(args) => list::list(args),
         ImageVerb::Pull(args) => pull(args),
+        ImageVerb::Login(args) => login::login(args),
+        ImageVerb::Logout(args) => login::logout(args),
         ImageVerb::Push(args) => push::push(args),
         ImageVerb::Rmi(args) => remove(args),
         ImageVerb::Tag(args) => tag(args),
