@@ -5,6 +5,11 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+const MOMENT: Duration = Duration::from_millis(5);
+const MOMENTS: usize = 10;
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
@@ -39,6 +44,18 @@ impl Lock {
     /// None where anybody has the lock.
     pub(super) fn try_exclusive(path: &Path) -> io::Result<Option<Self>> {
         Self::attempt(path, File::try_lock)
+    }
+
+    /// None where anybody has the lock for more than a moment. A process that another thread is
+    /// starting has a copy of every lock of this one until it is another program.
+    pub(super) fn soon_exclusive(path: &Path) -> io::Result<Option<Self>> {
+        for _ in 0..MOMENTS {
+            if let Some(lock) = Self::try_exclusive(path)? {
+                return Ok(Some(lock));
+            }
+            thread::sleep(MOMENT);
+        }
+        Ok(None)
     }
 
     /// None where somebody has the lock exclusively.

@@ -1,5 +1,6 @@
 //! Taking names and images out of the store.
 
+use super::lock::Lock;
 use super::receive::PART;
 use super::state::State;
 use super::{DISK, Store, files};
@@ -83,24 +84,26 @@ impl Store {
     }
 
     fn remove_disk(&self, id: &Digest) -> Result<u64> {
-        let Some(lock) = self.try_lock_disk(id)? else {
+        let path = self.disk_lock(id);
+        let lock = Lock::soon_exclusive(&path).map_err(Error::io("lock", &path))?;
+        let Some(lock) = lock else {
             return Ok(0);
         };
         let freed = files::remove(&self.disk(id))?;
-        lock.remove()
-            .map_err(Error::io("remove", &self.disk_lock(id)))?;
+        lock.remove().map_err(Error::io("remove", &path))?;
         Ok(freed)
     }
 
     /// Removes a blob, or the start of it.
     fn remove_blob(&self, digest: &Digest) -> Result<u64> {
-        let Some(lock) = self.try_lock_blob(digest)? else {
+        let path = self.blob_lock(digest);
+        let lock = Lock::soon_exclusive(&path).map_err(Error::io("lock", &path))?;
+        let Some(lock) = lock else {
             return Ok(0);
         };
         let part = self.blobs().join(format!("{}{PART}", digest.hex()));
         let freed = files::remove(&self.blob(digest))? + files::remove(&part)?;
-        lock.remove()
-            .map_err(Error::io("remove", &self.blob_lock(digest)))?;
+        lock.remove().map_err(Error::io("remove", &path))?;
         Ok(freed)
     }
 
