@@ -66,6 +66,9 @@ pub enum Error {
         /// All its names.
         names: Vec<String>,
     },
+    /// Where an archive goes.
+    #[error("the archive can't be written")]
+    Output(#[source] io::Error),
     /// A name that an image can't be given.
     #[error("'{0}' is not a name with a tag")]
     NotATag(String),

@@ -36,11 +36,16 @@ enum Member {
 impl Archive {
     /// Indexes the archive at `path`. `scratch` is a directory for temporary files.
     pub(super) fn open(path: &Path, scratch: &Path) -> Result<Self, SourceError> {
+        Self::of(open_file(path)?, path, scratch)
+    }
+
+    /// Indexes the archive in a file that can be sought. `path` is for messages.
+    pub(super) fn of(file: File, path: &Path, scratch: &Path) -> Result<Self, SourceError> {
         let broken = |source| SourceError::Archive {
             path: path.to_owned(),
             source,
         };
-        let file = unpacked(open_file(path)?, scratch).map_err(broken)?;
+        let file = unpacked(file, scratch).map_err(broken)?;
         let members = index(&file).map_err(broken)?;
         Ok(Self {
             path: path.to_owned(),

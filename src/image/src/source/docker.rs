@@ -4,11 +4,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use super::archive::{Archive, Section};
 use super::layout::{ArchivedLayout, INDEX, blob_path};
 use super::oci::{self, Document};
-use super::{LayerBlob, Resolved, Source, SourceError, parse_json, read_document};
+use super::{Archived, LayerBlob, Resolved, Source, SourceError, parse_json, read_document};
 use crate::digest::DigestReader;
 use crate::layer::LayerError;
 use crate::layer::decompress::{self, Compression};
@@ -31,21 +32,49 @@ struct SavedImage {
 
 /// One image of an archive.
 struct DockerArchive {
-    archive: Archive,
+    archive: Arc<Archive>,
     image: SavedImage,
 }
 
 /// The image of that name in the archive.
-pub(super) fn open(archive: Archive, name: Option<&str>) -> Result<Box<dyn Source>> {
-    let Some(manifest) = archive.member(MANIFEST) else {
-        if archive.member(INDEX).is_some() {
-            return Ok(Box::new(ArchivedLayout::new(archive, name)?));
+pub(super) fn open(archive: Arc<Archive>, name: Option<&str>) -> Result<Box<dyn Source>> {
+    match saved(&archive)? {
+        Some(images) => {
+            let image = choose(images, name)?;
+            Ok(Box::new(DockerArchive { archive, image }))
         }
-        return Err(archive.lacks(MANIFEST).into());
+        None if archive.member(INDEX).is_some() => {
+            Ok(Box::new(ArchivedLayout::new(archive, name)?))
+        }
+        None => Err(archive.lacks(MANIFEST).into()),
+    }
+}
+
+/// All images of the archive, each with its names.
+pub(super) fn all(archive: &Arc<Archive>) -> Result<Vec<Archived>> {
+    let Some(images) = saved(archive)? else {
+        return ArchivedLayout::all(archive).map_err(|error| match error {
+            SourceError::NotAnArchive { .. } => archive.lacks(MANIFEST).into(),
+            error => error.into(),
+        });
+    };
+    let archived = images.into_iter().map(|image| Archived {
+        names: image.repo_tags.clone().unwrap_or_default(),
+        source: Box::new(DockerArchive {
+            archive: archive.clone(),
+            image,
+        }),
+    });
+    Ok(archived.collect())
+}
+
+/// What its `manifest.json` says that there is; None where there is none.
+fn saved(archive: &Archive) -> Result<Option<Vec<SavedImage>>, SourceError> {
+    let Some(manifest) = archive.member(MANIFEST) else {
+        return Ok(None);
     };
     let document = read_document(MANIFEST_DOCUMENT, manifest)?;
-    let image = choose(parse_json(MANIFEST_DOCUMENT, &document)?, name)?;
-    Ok(Box::new(DockerArchive { archive, image }))
+    parse_json(MANIFEST_DOCUMENT, &document).map(Some)
 }
 
 fn choose(mut images: Vec<SavedImage>, name: Option<&str>) -> Result<SavedImage, SourceError> {

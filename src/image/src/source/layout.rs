@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::image::ImageIndex;
 
 use super::archive::{Archive, Section};
 use super::oci::{self, Blobs};
-use super::{LayerBlob, Resolved, Source, SourceError, open_file, parse_json, read_document};
+use super::{
+    Archived, LayerBlob, Resolved, Source, SourceError, open_file, parse_json, read_document,
+};
 use crate::{Digest, Platform, Result};
 
 pub(super) const INDEX: &str = "index.json";
@@ -22,7 +25,7 @@ pub(super) struct Layout {
 
 /// A layout in an archive.
 pub(super) struct ArchivedLayout {
-    archive: Archive,
+    archive: Arc<Archive>,
     index: Vec<u8>,
 }
 
@@ -61,10 +64,22 @@ fn is_not_a_directory(error: &SourceError) -> bool {
 fn narrow(index: &[u8], tag: Option<&str>) -> Result<Vec<u8>, SourceError> {
     let mut index: ImageIndex = parse_json(INDEX_DOCUMENT, index)?;
     index.set_manifests(oci::tagged(&index, tag)?);
-    serde_json::to_vec(&index).map_err(|source| SourceError::Json {
+    to_json(&index)
+}
+
+fn to_json(index: &ImageIndex) -> Result<Vec<u8>, SourceError> {
+    serde_json::to_vec(index).map_err(|source| SourceError::Json {
         what: INDEX_DOCUMENT,
         source,
     })
+}
+
+/// The index of the layout in an archive, as it is.
+fn index_of(archive: &Archive) -> Result<Vec<u8>, SourceError> {
+    match archive.member(INDEX) {
+        Some(member) => read_document(INDEX_DOCUMENT, member),
+        None => Err(archive.lacks(INDEX)),
+    }
 }
 
 pub(super) fn blob_path(digest: &Digest) -> String {
@@ -103,12 +118,36 @@ impl Source for Layout {
 }
 
 impl ArchivedLayout {
-    pub(super) fn new(archive: Archive, tag: Option<&str>) -> Result<Self, SourceError> {
-        let Some(member) = archive.member(INDEX) else {
-            return Err(archive.lacks(INDEX));
-        };
-        let index = narrow(&read_document(INDEX_DOCUMENT, member)?, tag)?;
+    pub(super) fn new(archive: Arc<Archive>, tag: Option<&str>) -> Result<Self, SourceError> {
+        let index = narrow(&index_of(&archive)?, tag)?;
         Ok(Self { archive, index })
+    }
+
+    /// Each image of the archive, with its names: only a whole name is one, a tag alone says nothing.
+    pub(super) fn all(archive: &Arc<Archive>) -> Result<Vec<Archived>, SourceError> {
+        let index: ImageIndex = parse_json(INDEX_DOCUMENT, &index_of(archive)?)?;
+        let mut archived: Vec<(String, Archived)> = Vec::new();
+        for entry in index.manifests() {
+            let name = oci::whole_name(entry);
+            let digest = entry.digest().to_string();
+            match archived.iter_mut().find(|(known, _)| *known == digest) {
+                Some((_, image)) => image.names.extend(name),
+                None => {
+                    let mut only = index.clone();
+                    only.set_manifests(vec![entry.clone()]);
+                    let source = Self {
+                        archive: archive.clone(),
+                        index: to_json(&only)?,
+                    };
+                    let image = Archived {
+                        names: name.into_iter().collect(),
+                        source: Box::new(source),
+                    };
+                    archived.push((digest, image));
+                }
+            }
+        }
+        Ok(archived.into_iter().map(|(_, image)| image).collect())
     }
 
     fn member(&self, digest: &Digest) -> Result<Section<'_>, SourceError> {

@@ -16,6 +16,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use error::SourceError;
 
@@ -63,6 +64,18 @@ pub(crate) trait Source: Sync {
     -> Result<Box<dyn Read + '_>, SourceError>;
 }
 
+/// An image of an archive that may have several.
+pub(crate) struct Archived {
+    /// Its names, as they are written there.
+    pub(crate) names: Vec<String>,
+    pub(crate) source: Box<dyn Source>,
+}
+
+/// All images of the archive in a file that can be sought. `path` is for messages.
+pub(crate) fn archived(file: File, path: &Path, scratch: &Path) -> Result<Vec<Archived>> {
+    docker::all(&Arc::new(archive::Archive::of(file, path, scratch)?))
+}
+
 /// The source that a name leads to. `scratch` is a directory for temporary files.
 pub(crate) fn open(reference: &Reference, scratch: &Path) -> Result<Box<dyn Source>> {
     match &reference.0 {
@@ -77,11 +90,11 @@ pub(crate) fn open(reference: &Reference, scratch: &Path) -> Result<Box<dyn Sour
             match transport {
                 Transport::Oci => Ok(Box::new(layout::Layout::open(path, tag)?)),
                 Transport::OciArchive => {
-                    let archive = archive::Archive::open(path, scratch)?;
+                    let archive = Arc::new(archive::Archive::open(path, scratch)?);
                     Ok(Box::new(layout::ArchivedLayout::new(archive, tag)?))
                 }
                 Transport::DockerArchive => {
-                    let archive = archive::Archive::open(path, scratch)?;
+                    let archive = Arc::new(archive::Archive::open(path, scratch)?);
                     docker::open(archive, tag)
                 }
             }

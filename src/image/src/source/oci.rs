@@ -93,6 +93,14 @@ fn tag_of(descriptor: &Descriptor) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// The whole name of an entry, with its repository.
+pub(super) fn whole_name(descriptor: &Descriptor) -> Option<String> {
+    let tag = annotation(descriptor, NAME_ANNOTATION);
+    annotation(descriptor, WHOLE_NAME_ANNOTATION)
+        .or_else(|| tag.filter(|tag| tag.contains([':', '/'])))
+        .map(str::to_owned)
+}
+
 fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
     descriptor
         .annotations()

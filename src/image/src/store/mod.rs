@@ -24,6 +24,7 @@
 
 mod files;
 mod gather;
+mod kept;
 mod lock;
 mod pull;
 mod push;
@@ -31,6 +32,7 @@ mod receive;
 mod remove;
 mod state;
 mod tag;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
@@ -43,6 +45,7 @@ use oci_spec::image::ImageConfiguration;
 pub use pull::PullOptions;
 pub use push::Pushed;
 pub use remove::Removed;
+pub use transfer::Loaded;
 
 use crate::digest::DigestReader;
 use crate::reference::Kind;

@@ -8,7 +8,7 @@ use super::gather::Gathering;
 use super::state::{ImageRecord, NameRecord};
 use super::{Image, Store, files};
 use crate::reference::Kind;
-use crate::source::{self, Resolved};
+use crate::source::{self, Resolved, Source};
 use crate::{Digest, Error, Event, Platform, Progress, Reference, Result};
 
 /// How to pull.
@@ -17,6 +17,9 @@ pub struct PullOptions {
     /// What the image must be made for; this machine by default.
     pub platform: Platform,
 }
+
+/// A name for an image, its stamp, and the digest under which its registry has it.
+pub(super) type NewName = (String, Option<String>, Option<Digest>);
 
 impl Store {
     /// Fetches, verifies and unpacks what is missing of an image, and gives it its name. Always asks
@@ -58,13 +61,6 @@ impl Store {
         Ok(self.has_blobs(&image.id)?.then_some(image))
     }
 
-    /// Whether an image can be pushed: all its blobs are there.
-    fn has_blobs(&self, id: &Digest) -> Result<bool> {
-        let state = self.state()?;
-        let blobs = state.images.get(id).and_then(ImageRecord::blobs);
-        Ok(blobs.is_some_and(|blobs| blobs.iter().all(|blob| self.blob(blob).exists())))
-    }
-
     fn pull_changed(
         &self,
         reference: &Reference,
@@ -75,6 +71,21 @@ impl Store {
         // Before the source is read: what changes meanwhile shows the next time.
         let stamp = source::stamp(reference)?;
         let source = source::open(reference, &self.layers())?;
+        self.bring(source.as_ref(), options, progress, |resolved| {
+            let name = reference.to_string();
+            vec![(name, stamp.clone(), resolved.digest)]
+        })
+    }
+
+    /// Fetches and unpacks what is missing of a source's image, and gives it the names that `names`
+    /// says, each with its stamp and its digest.
+    pub(super) fn bring(
+        &self,
+        source: &dyn Source,
+        options: &PullOptions,
+        progress: &dyn Progress,
+        names: impl FnOnce(&Resolved) -> Vec<NewName>,
+    ) -> Result<Image> {
         let resolved = source.resolve(&options.platform)?;
         let distinct: BTreeSet<&Digest> =
             resolved.layers.iter().map(|layer| &layer.diff_id).collect();
@@ -82,9 +93,10 @@ impl Store {
             id: &resolved.id,
             layers: distinct.len(),
         });
-        let gathering = Gathering::new(self, source.as_ref(), progress);
+        let gathering = Gathering::new(self, source, progress);
         let disks = gathering.disks(&resolved.layers);
-        let result = disks.and_then(|disks| self.commit(reference, stamp, &resolved, disks));
+        let names = names(&resolved);
+        let result = disks.and_then(|disks| self.commit(names, &resolved, disks));
         let had = gathering.release();
         if let Err(error) = self.discard_needless(had, &resolved, &result) {
             tracing::warn!(%error, "layers that the pull does not need any more are left over");
@@ -113,8 +125,7 @@ impl Store {
     /// Enters an image into the state, all of whose disks are there.
     fn commit(
         &self,
-        reference: &Reference,
-        stamp: Option<String>,
+        names: Vec<NewName>,
         resolved: &Resolved,
         disks: Vec<Digest>,
     ) -> Result<Image> {
@@ -132,33 +143,40 @@ impl Store {
         }
         let record = ImageRecord::new(manifest, &resolved.layers, disks);
         state.images.insert(resolved.id, record);
-        let name = reference.to_string();
-        let stamped = stamp.is_some();
         let image = resolved.id;
-        let named = NameRecord {
-            image,
-            stamp,
-            digest: resolved.digest,
-        };
-        let before = state.names.insert(name.clone(), named);
-        // What a local source held before is not asked for again. An image of a registry stays, as
-        // with Docker: it may still be wanted, and can't be had by its name any more.
-        let superseded = before
-            .map(|record| record.image)
-            .filter(|id| stamped && *id != image && state.names_of(id).is_empty());
-        if let Some(id) = superseded {
-            state.images.remove(&id);
+        let first = names.first().map(|(name, ..)| name.clone());
+        let mut superseded = Vec::new();
+        for (name, stamp, digest) in names {
+            let stamped = stamp.is_some();
+            let record = NameRecord {
+                image,
+                stamp,
+                digest,
+            };
+            // What a local source held before is not asked for again. An image of a registry stays,
+            // as with Docker: it may still be wanted, and can't be had by its name any more.
+            let before = state.names.insert(name, record);
+            superseded.extend(
+                before
+                    .map(|it| it.image)
+                    .filter(|id| stamped && *id != image),
+            );
+        }
+        superseded.retain(|id| state.names_of(id).is_empty());
+        for id in &superseded {
+            state.images.remove(id);
         }
         state.save(&self.state_path())?;
-        if superseded.is_some() {
+        if !superseded.is_empty() {
             self.sweep(&state)?;
         }
+        let name = first.unwrap_or_else(|| image.to_string());
         self.load(&state, &image, &name)?
             .ok_or(Error::NotFound(name))
     }
 
     /// A full file system shows at many places; it always gets the same words.
-    fn space_or(&self, error: Error) -> Error {
+    pub(super) fn space_or(&self, error: Error) -> Error {
         let mut cause = error.source();
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<io::Error>()

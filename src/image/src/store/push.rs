@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use oci_spec::image::{Descriptor, ImageManifest};
+use oci_spec::image::Descriptor;
 
 use super::lock::Lock;
 use super::state::State;
@@ -66,28 +66,7 @@ impl Store {
         let missing = || Error::NotFound(reference.to_string());
         let named = state.names.get(&reference.to_string());
         let id = named.ok_or_else(missing)?.image;
-        let record = state.images.get(&id).ok_or_else(missing)?;
-        let incomplete = || Error::Incomplete(id);
-        let manifest_digest = record.manifest.ok_or_else(incomplete)?;
-        let blobs = record.blobs().ok_or_else(incomplete)?;
-        let mut locks = Vec::new();
-        for digest in blobs {
-            let path = self.blob_lock(digest);
-            locks.push(Lock::shared(&path).map_err(Error::io("lock", &path))?);
-            if !self.blob(digest).exists() {
-                return Err(incomplete());
-            }
-        }
-        let path = self.blob(&manifest_digest);
-        let manifest = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        if Digest::of(&manifest) != manifest_digest {
-            self.verify(&manifest_digest)?;
-        }
-        let damaged = |source: serde_json::Error| Error::Damaged {
-            path: path.clone(),
-            source: Box::new(source),
-        };
-        let parsed: ImageManifest = serde_json::from_slice(&manifest).map_err(damaged)?;
+        let (kept, locks) = self.kept(&id)?;
         let elsewhere = elsewhere(&state, name);
         let upload = |digest: &Digest, id: &Digest, descriptor: &Descriptor| Upload {
             digest: *digest,
@@ -96,14 +75,15 @@ impl Store {
             path: self.blob(digest),
             mounts: elsewhere.get(digest).cloned().unwrap_or_default(),
         };
-        let descriptors = parsed.layers().iter().zip(blobs).zip(record.layers());
+        let layers = kept.manifest.layers().iter();
+        let described = layers.zip(&kept.blobs).zip(&kept.layers);
         Ok(Parcel {
-            config: upload(&id, &id, parsed.config()),
-            layers: descriptors
+            config: upload(&id, &id, kept.manifest.config()),
+            layers: described
                 .map(|((descriptor, digest), diff_id)| upload(digest, diff_id, descriptor))
                 .collect(),
-            media_type: media_type(&parsed),
-            manifest,
+            media_type: kept.media_type(),
+            manifest: kept.document,
             _locks: locks,
         })
     }
@@ -199,22 +179,6 @@ fn elsewhere(state: &State, name: &RegistryName) -> BTreeMap<Digest, Vec<String>
         }
     }
     repositories
-}
-
-/// What the manifest says that it is; those that say nothing are told apart by their configuration.
-fn media_type(manifest: &ImageManifest) -> String {
-    if let Some(media_type) = manifest.media_type() {
-        return media_type.to_string();
-    }
-    let of_docker = manifest
-        .config()
-        .media_type()
-        .to_string()
-        .starts_with("application/vnd.docker.");
-    match of_docker {
-        true => "application/vnd.docker.distribution.manifest.v2+json".to_owned(),
-        false => "application/vnd.oci.image.manifest.v1+json".to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The flags of the commands for images.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use crate::format::{Format, Template};
@@ -11,6 +13,8 @@ pub enum ImageVerb {
     Images(ImagesArgs),
     /// Fetch an image into the store
     Pull(PullArgs),
+    /// Bring the images of an archive into the store
+    Load(LoadArgs),
     /// Log in to a registry, and keep the credentials where Docker does
     Login(LoginArgs),
     /// Forget the credentials for a registry
@@ -19,6 +23,8 @@ pub enum ImageVerb {
     Push(PushArgs),
     /// Remove images from the store
     Rmi(RmiArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
     /// Give an image another name
     Tag(TagArgs),
 }
@@ -32,6 +38,8 @@ pub enum ImageCommand {
     /// List the images in the store
     #[command(visible_alias = "list")]
     Ls(ImagesArgs),
+    /// Bring the images of an archive into the store
+    Load(LoadArgs),
     /// Fetch an image into the store
     Pull(PullArgs),
     /// Send an image to its registry
@@ -39,6 +47,8 @@ pub enum ImageCommand {
     /// Remove images from the store
     #[command(visible_alias = "remove")]
     Rm(RmiArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
     /// Give an image another name
     Tag(TagArgs),
 }
@@ -100,6 +110,26 @@ pub struct PushArgs {
     /// The image, by the name of the registry's repository
     #[arg(value_name = "NAME[:TAG]")]
     pub image: String,
+}
+
+#[derive(Debug, Args)]
+pub struct SaveArgs {
+    /// Write to a file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Images, by name or ID
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// Read from a file instead of standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,8 +13,8 @@ use crate::vmm::VmmArgs;
 
 pub use balloon::BalloonSpec;
 pub use images::{
-    ImageCommand, ImageVerb, ImagesArgs, InspectImageArgs, LoginArgs, LogoutArgs, PullArgs,
-    PushArgs, RmiArgs, TagArgs,
+    ImageCommand, ImageVerb, ImagesArgs, InspectImageArgs, LoadArgs, LoginArgs, LogoutArgs,
+    PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs,
 };
 pub use usage::UsageError;
 pub use values::{

@@ -5,6 +5,7 @@ mod inspect;
 mod list;
 mod login;
 mod push;
+mod transfer;
 
 use std::io::{self, Write};
 
@@ -56,10 +57,12 @@ pub fn run_verb(verb: &ImageVerb) -> Result<u8, Failure> {
     match verb {
         ImageVerb::Images(args) => list::list(args),
         ImageVerb::Pull(args) => pull(args),
+        ImageVerb::Load(args) => transfer::load(args),
         ImageVerb::Login(args) => login::login(args),
         ImageVerb::Logout(args) => login::logout(args),
         ImageVerb::Push(args) => push::push(args),
         ImageVerb::Rmi(args) => remove(args),
+        ImageVerb::Save(args) => transfer::save(args),
         ImageVerb::Tag(args) => tag(args),
     }
 }
@@ -69,9 +72,11 @@ pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
     match command {
         ImageCommand::Inspect(args) => inspect::inspect(args),
         ImageCommand::Ls(args) => list::list(args),
+        ImageCommand::Load(args) => transfer::load(args),
         ImageCommand::Pull(args) => pull(args),
         ImageCommand::Push(args) => push::push(args),
         ImageCommand::Rm(args) => remove(args),
+        ImageCommand::Save(args) => transfer::save(args),
         ImageCommand::Tag(args) => tag(args),
     }
 }
