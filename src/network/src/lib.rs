@@ -13,7 +13,9 @@ mod vectors;
 
 pub use link::{Link, Offloads};
 pub use mac::{Mac, MacError};
-pub use passt::{Passt, PasstError, PasstOptions, Process, Protocol, Publish, PublishError};
+pub use passt::{
+    Addresses, Passt, PasstError, PasstOptions, Process, Protocol, Publish, PublishError,
+};
 pub use tap::{Queues, Tap, TapError, TapName, TapNameError};
 pub use vectors::{Readable, TooManyRanges, Writable};
 

@@ -7,10 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use onggi_image::DiskImage;
 use onggi_mmds::{Address, MetadataLink, Service};
 use onggi_network::{Link, Mac, Passt, PasstError, PasstOptions, Process, Queues, Tap, TapError};
-use onggi_storage::{Access, Cache, Disk, DiskError, Partition};
+use onggi_storage::{Disk, DiskError};
 use onggi_vhost::{
     self as vhost, KernelNet, VhostNet, VhostNetError, VhostUserBlock, VhostUserBlockOptions,
 };
@@ -19,23 +18,14 @@ use onggi_virtio::blk::{Block, BlockControl, BlockError, BlockOptions};
 use onggi_virtio::counters::{BlockTally, Counters, NetTally};
 use onggi_virtio::device::Device;
 use onggi_virtio::net::{Net, NetError};
-use onggi_virtio::queue::DEFAULT_SIZE;
 use onggi_virtio::rate::{Limiter, Rate};
 use onggi_virtio::rng::Entropy;
-use onggi_virtio::vsock::{Connector, UdsConnector, Vsock, VsockError};
+use onggi_virtio::vsock::{UdsConnector, Vsock, VsockError};
 
 use crate::cli::{
     DiskFormat, DiskSpec, FileDisk, LinkSpec, NetSpec, Vhost, VhostUserDisk, VsockSpec,
 };
 use crate::error::{Explain, io_kind};
-
-/// The CID of every container's guest. It is seen by this process alone, so it needn't be unique.
-const GUEST_CID: u64 = 3;
-
-/// The serial numbers by which a container's guest knows its disks.
-const GUEST_DISK: &str = "onggi-guest";
-const LAYERS_DISK: &str = "onggi-layers";
-const SCRATCH_DISK: &str = "onggi-scratch";
 
 /// The longest serial number of a disk (VIRTIO 1.2 §5.2.6, `VIRTIO_BLK_T_GET_ID`).
 const MAX_SERIAL: usize = 20;
@@ -138,44 +128,9 @@ impl Explain for Error {
 const MOST_QUEUES: u16 = 8;
 
 /// As large as passt takes packets: without offloads, that is what makes it fast.
-const PASST_MTU: u16 = 65520;
+pub const PASST_MTU: u16 = 65520;
 
-type Devices = Vec<Box<dyn Device>>;
-
-/// The devices of a container's VM: the guest OS is `/dev/vda`.
-///
-/// # Errors
-/// See [`Error`].
-pub fn for_container(
-    guest: &Path,
-    layers: &[DiskImage],
-    scratch: &Path,
-    connector: impl Connector + 'static,
-    vcpus: u8,
-) -> Result<Devices, Error> {
-    let partitions: Vec<Partition> = layers
-        .iter()
-        .enumerate()
-        .map(|(index, layer)| Partition {
-            name: format!("layer{index}"),
-            path: layer.path.clone(),
-        })
-        .collect();
-    let guest = Disk::open(guest, Access::ReadOnly)?;
-    // It has no name, and so does not outlive the VM: nothing on it needs to reach the host's disk.
-    let scratch = Disk::open_with(scratch, Access::ReadWrite, Cache::Unsafe)?;
-    let plain = |disk, serial| -> Result<Box<dyn Device>, Error> {
-        let device = block(disk, serial, vcpus, DEFAULT_SIZE, Arc::default())?;
-        Ok(Box::new(device))
-    };
-    Ok(vec![
-        plain(guest, GUEST_DISK)?,
-        plain(Disk::gpt(&partitions)?, LAYERS_DISK)?,
-        plain(scratch, SCRATCH_DISK)?,
-        Box::new(Vsock::new(GUEST_CID, Box::new(connector), None)?),
-        Box::new(Entropy::new().map_err(Error::Entropy)?),
-    ])
-}
+pub type Devices = Vec<Box<dyn Device>>;
 
 /// A disk of a plain microVM.
 #[derive(Debug, PartialEq, Eq)]
@@ -363,7 +318,7 @@ fn vhost_user(spec: &VhostUserDisk, vcpus: u8) -> Result<Box<dyn Device>, Error>
 }
 
 /// A disk with a queue for each vCPU, so that none waits for another.
-fn block(
+pub fn block(
     disk: Disk,
     serial: &str,
     vcpus: u8,
@@ -426,6 +381,7 @@ fn network(
                 publish: publish.clone(),
                 host: *host,
                 mtu: spec.mtu.unwrap_or(PASST_MTU),
+                addresses: None,
             };
             let (link, process) = Passt::start(&options)?;
             let net = Net::new(with_service(vec![Arc::new(link)]), mac, Some(options.mtu))?;
@@ -494,6 +450,9 @@ pub fn is_stale(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use onggi_storage::{Access, Cache};
+    use onggi_virtio::queue::DEFAULT_SIZE;
+
     use super::*;
 
     #[test]

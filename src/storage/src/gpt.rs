@@ -31,6 +31,15 @@ pub struct Partition {
     pub name: String,
 }
 
+/// Where partitions of these lengths in bytes lie: the first sector and the number of sectors of
+/// each. What follows a partition does not move it. `None` where the numbers overflow.
+#[must_use]
+pub fn partition_sectors(lengths: &[u64]) -> Option<Vec<(u64, u64)>> {
+    let named: Vec<_> = lengths.iter().map(|&len| ("", len)).collect();
+    let sectors = |it: Placed| (it.start / SECTOR, (it.end - it.start) / SECTOR);
+    Some(place(&named)?.into_iter().map(sectors).collect())
+}
+
 const ALIGNMENT: u64 = 1 << 20;
 const ENTRY: usize = 128;
 const ENTRIES: usize = MAX_PARTITIONS * ENTRY;

@@ -111,3 +111,13 @@ fn absurd_lengths_are_refused() {
         assert!(matches!(lay_out(&parts), Err(DiskError::TooLong)));
     }
 }
+
+#[test]
+fn partitions_stay_where_they_are_when_others_follow() {
+    let few = partition_sectors(&[1, 1 << 20]).unwrap();
+    assert_eq!(few, [(2048, 1), (4096, 2048)]);
+    let more = partition_sectors(&[1, 1 << 20, 600]).unwrap();
+    assert_eq!(more[..2], few);
+    assert_eq!(more[2], (6144, 2));
+    assert_eq!(partition_sectors(&[u64::MAX]), None);
+}

@@ -22,6 +22,6 @@ pub use buffer::GuestBuffer;
 pub use disk::{Disk, DiskError, SECTOR};
 pub use engine::{Completion, Engine, EngineError, Request};
 pub use file::{Access, Cache};
-pub use gpt::{MAX_PARTITIONS, Partition};
+pub use gpt::{MAX_PARTITIONS, Partition, partition_sectors};
 pub use overlay::{OverlayInfo, TopError, create_overlay, overlay_info};
 pub use qcow2::Qcow2Error;

@@ -20,7 +20,7 @@ use crate::link::{Link, Offloads};
 use crate::vectors::{Readable, Writable};
 use crate::{HEADER, MAX_FRAME, sys};
 
-pub use process::{PasstError, PasstOptions, Process};
+pub use process::{Addresses, PasstError, PasstOptions, Process};
 pub use publish::{Protocol, Publish, PublishError};
 
 /// Length of a frame's length.

@@ -3,8 +3,10 @@
 //! It gives up its privileges itself, and ends when the other end of its socket is closed: with the
 //! VM, however that ends.
 
+use std::env;
 use std::fs;
 use std::io::{self, PipeReader, Read};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -53,6 +55,22 @@ pub struct PasstOptions {
     pub host: bool,
     /// The largest packet, of which the guest is told when it asks for an address.
     pub mtu: u16,
+    /// Addresses for a guest that knows them without asking; else passt tells it those of the host.
+    pub addresses: Option<Addresses>,
+}
+
+/// A guest's addresses, which need have nothing to do with the host's: to the world the guest is the
+/// host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// The guest's.
+    pub guest: Ipv4Addr,
+    /// The length of the network's prefix.
+    pub prefix: u8,
+    /// The router's.
+    pub gateway: Ipv4Addr,
+    /// Where the guest finds the host's first name server.
+    pub resolver: Ipv4Addr,
 }
 
 /// A passt that runs.
@@ -69,6 +87,13 @@ impl Passt {
     /// See [`PasstError`].
     pub fn start(options: &PasstOptions) -> Result<(Passt, Process), PasstError> {
         start(PROGRAM, &arguments(options))
+    }
+
+    /// Whether the program is there.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        let path = env::var_os("PATH").unwrap_or_default();
+        env::split_paths(&path).any(|directory| directory.join(PROGRAM).is_file())
     }
 }
 
@@ -91,6 +116,17 @@ fn arguments(options: &PasstOptions) -> Vec<String> {
     arguments.push(options.mtu.to_string());
     if !options.host {
         arguments.push("--no-map-gw".to_owned());
+    }
+    if let Some(addresses) = options.addresses {
+        for (flag, value) in [
+            ("--address", addresses.guest.to_string()),
+            ("--netmask", addresses.prefix.to_string()),
+            ("--gateway", addresses.gateway.to_string()),
+            ("--dns-forward", addresses.resolver.to_string()),
+        ] {
+            arguments.extend([flag.to_owned(), value]);
+        }
+        arguments.extend(["--ipv4-only", "--no-dhcp"].map(str::to_owned));
     }
     for publish in &options.publish {
         let flag = match publish.protocol {

@@ -12,6 +12,7 @@ fn what_passt_is_told() {
         publish: vec!["8080:80".parse().unwrap(), "53:54/udp".parse().unwrap()],
         host: false,
         mtu: 1500,
+        addresses: None,
     };
     let line = arguments(&options).join(" ");
     assert!(line.ends_with("--mtu 1500 --no-map-gw --tcp-ports 8080:80 --udp-ports 53:54"));
@@ -21,6 +22,26 @@ fn what_passt_is_told() {
         ..options
     };
     assert!(arguments(&host).join(" ").ends_with("--mtu 1500"));
+}
+
+#[test]
+fn a_guest_that_knows_its_addresses() {
+    let address = |text: &str| text.parse().unwrap();
+    let options = PasstOptions {
+        publish: Vec::new(),
+        host: false,
+        mtu: 1500,
+        addresses: Some(Addresses {
+            guest: address("10.0.2.15"),
+            prefix: 24,
+            gateway: address("10.0.2.2"),
+            resolver: address("10.0.2.3"),
+        }),
+    };
+    let line = arguments(&options).join(" ");
+    let expected = "--address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 --dns-forward 10.0.2.3 \
+                    --ipv4-only --no-dhcp";
+    assert!(line.ends_with(expected), "{line}");
 }
 
 #[test]

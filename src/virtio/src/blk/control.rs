@@ -46,6 +46,17 @@ impl BlockControl {
         Ok(())
     }
 
+    /// Has another disk take this one's place as [`reopen`](Self::reopen) does. It must be for the
+    /// same access; whether it may be written is something that a guest learns once.
+    ///
+    /// # Panics
+    /// Where one of the disks is read-only and the other isn't.
+    pub fn replace(&self, disk: Disk) {
+        let mut medium = self.lock();
+        assert_eq!(disk.read_only(), medium.now.read_only(), "the access stays");
+        medium.next = Some(Arc::new(disk));
+    }
+
     /// The disk to change to, once.
     pub(super) fn take_next(&self) -> Option<Arc<Disk>> {
         let mut medium = self.lock();
