@@ -1,97 +1,92 @@
-//! From a request to a runtime that builds the container, and from there to a process that runs.
+//! From a request to all that is needed for its process to be started: the root, the bundle, the
+//! streams, and the command that starts it.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
-use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
-use onggi_protocol::{FailureKind, Opening, Process, ProcessId, Run, StreamKind, write_frame};
+use onggi_protocol::{Container, FailureKind, Process, ProcessId, Run};
 
+use crate::capabilities::Capabilities;
+use crate::cgroup::Cgroup;
 use crate::failure::Failure;
+use crate::process::{Container as Made, Prepared, Remains, Starter};
 use crate::rootfs::{RootFs, clean};
-use crate::runtime::{Runtime, StandardStreams};
+use crate::roots::{Root, Roots};
+use crate::runtime::Runtime;
 use crate::spec::Contents;
-use crate::storage::{Storage, mount_root};
-use crate::streams::Ended;
-use crate::transport::{Connection, Host};
-use crate::{environment, network_files, program, runtime, spec, streams, users};
+use crate::transport::Host;
+use crate::wiring::{StandardStreams, Streams, Wanted};
+use crate::{devices, environment, mounts, network_files, program, spec, users};
 
 /// The longest host name that Linux takes.
 const MAX_HOSTNAME: usize = 64;
+
+/// The longest name of a container.
+const MAX_NAME: usize = 64;
 
 /// What containers are made with.
 pub struct Workshop {
     /// Where streams are connected to.
     pub host: Host,
-    /// The layers and the scratch space.
-    pub storage: Box<dyn Storage>,
+    /// The roots, on the layers and the scratch space.
+    pub roots: Arc<Roots>,
     /// A directory in memory for the bundles.
     pub bundles: PathBuf,
     /// The OCI runtime.
     pub runtime: Runtime,
-}
-
-/// A container that the runtime is building.
-#[derive(Debug)]
-pub struct Building {
-    /// The runtime's own process.
-    pub runtime_pid: i32,
-    bundle: PathBuf,
-    console: Option<UnixListener>,
-    streams: Streams,
-}
-
-/// A process that runs in its container.
-#[derive(Debug)]
-pub struct Running {
-    /// The process.
-    pub pid: i32,
-    /// To be set when it has ended.
-    pub ended: Ended,
-    /// How many of its outputs will report their end.
-    pub outputs: usize,
-    /// The terminal, if it has one.
-    pub terminal: Option<Arc<OwnedFd>>,
-}
-
-/// The guest's ends of a process's streams, connected but not yet copied: what the runtime itself
-/// writes when it fails is not the process's output.
-#[derive(Debug)]
-enum Streams {
-    Terminal {
-        connection: Connection,
-        input: bool,
-    },
-    Each {
-        stdin: Option<(Connection, OwnedFd)>,
-        outputs: [(OwnedFd, Connection); 2],
-    },
+    /// This program, for what is done in processes of their own.
+    pub helper: PathBuf,
+    /// Where cgroup2 is mounted.
+    pub cgroups: PathBuf,
 }
 
 impl Workshop {
-    /// Prepares the root and the bundle of a container, connects its streams and starts the
-    /// runtime on it.
+    /// Prepares the root and the bundle of a container, connects its streams and readies the
+    /// runtime for it. It may take its time.
     ///
     /// # Errors
-    /// Whatever is wrong with the request or the image; nothing then runs.
-    pub fn build(&mut self, run: &Run) -> Result<Building, Failure> {
+    /// Whatever is wrong with the request or the image; nothing is left of it then.
+    pub fn prepare_run(&self, run: &Run) -> Result<Prepared, Failure> {
         check(run)?;
+        let name = &run.container.name;
         // Each connection is a round trip to the host, in which disks can be mounted.
-        let Self {
-            host,
-            storage,
-            bundles,
-            ..
-        } = self;
-        let (bundle, connected) = thread::scope(|scope| {
-            let connect = || Streams::connect(host, run.id, &run.process);
+        let (bundle, connected) =
+            self.while_connecting(run.id, wanted(&run.process), || self.write_bundle(run));
+        let (remains, container) = bundle?;
+        let ready = connected.and_then(|(streams, given)| {
+            let bundle = self.bundles.join(name);
+            let (command, console) = self.runtime.run(&bundle, name, given)?;
+            Ok((streams, command, Starter::Runtime { bundle, console }))
+        });
+        match ready {
+            Ok((streams, command, starter)) => Ok(Prepared {
+                command,
+                starter,
+                streams,
+                remains,
+                container: Some(Arc::new(container)),
+            }),
+            Err(failure) => {
+                remains.clear();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Connects a process's streams while something else is done.
+    pub(crate) fn while_connecting<T>(
+        &self,
+        id: ProcessId,
+        wanted: Wanted,
+        other: impl FnOnce() -> T,
+    ) -> (T, Result<(Streams, StandardStreams), Failure>) {
+        thread::scope(|scope| {
+            let connect = || Streams::connect(&self.host, id, wanted);
             let connecting = thread::Builder::new().spawn_scoped(scope, connect);
-            let bundle = write_bundle(storage.as_mut(), bundles, run);
+            let done = other();
             let connected = match connecting {
                 Ok(thread) => thread.join().unwrap_or_else(|_| {
                     Err(Failure::new(
@@ -101,160 +96,65 @@ impl Workshop {
                 }),
                 Err(error) => Err(Failure::of(FailureKind::Internal, &error)),
             };
-            (bundle, connected)
-        });
-        let (bundle, (streams, given)) = (bundle?, connected?);
-        let (runtime_pid, console) = self
-            .runtime
-            .run(&bundle, &run.id.to_string(), given)
-            .map_err(Failure::because(
-                FailureKind::Runtime,
-                format_args!("the OCI runtime {} can't be run", self.runtime.0.display()),
-            ))?;
-        Ok(Building {
-            runtime_pid,
-            bundle,
-            console,
-            streams,
-        })
-    }
-}
-
-impl Building {
-    /// Takes over the process from a runtime that has succeeded, and begins to copy its streams.
-    /// Each output calls `output_done` when it has ended.
-    ///
-    /// # Errors
-    /// When the runtime has not left what it should have. Nothing is copied then.
-    pub fn succeeded(
-        self,
-        output_done: impl Fn() + Clone + Send + 'static,
-    ) -> Result<Running, Failure> {
-        let pid = runtime::pid(&self.bundle)?;
-        let terminal = match &self.console {
-            Some(console) => Some(Arc::new(runtime::terminal(console)?)),
-            None => None,
-        };
-        let ended = Ended::new().map_err(|error| Failure::of(FailureKind::Internal, &error))?;
-        let outputs = self
-            .streams
-            .copy(terminal.clone(), &ended, output_done)
-            .map_err(Failure::because(
-                FailureKind::Internal,
-                "the streams can't be copied",
-            ))?;
-        Ok(Running {
-            pid,
-            ended,
-            outputs,
-            terminal,
+            (done, connected)
         })
     }
 
-    /// Why the runtime has failed. The streams are closed.
-    #[must_use]
-    pub fn failed(self) -> Failure {
-        runtime::failure(&self.bundle)
+    /// A command for this program as a helper.
+    pub(crate) fn helper(&self, role: &str) -> Command {
+        let mut command = Command::new(&self.helper);
+        command.arg(role).current_dir("/").env_clear();
+        command
+    }
+
+    /// Mounts the root and writes everything that the runtime reads.
+    fn write_bundle(&self, run: &Run) -> Result<(Remains, Made), Failure> {
+        let name = &run.container.name;
+        let root = self.roots.acquire(&run.container)?;
+        let mut remains = Remains {
+            bundle: Some(self.bundles.join(name)),
+            runtime_state: Some(self.runtime.state(name)),
+            cgroup: Some(Cgroup::of(&self.cgroups, name)),
+            root: None,
+        };
+        let made = write_bundle(&root, &self.bundles.join(name), run);
+        remains.root = Some(root);
+        match made {
+            Ok(made) => Ok((remains, made)),
+            Err(failure) => {
+                remains.clear();
+                Err(failure)
+            }
+        }
     }
 }
 
-impl Streams {
-    /// Connects the streams that a process has. Returns them and what the runtime gets.
-    fn connect(
-        host: &Host,
-        id: ProcessId,
-        process: &Process,
-    ) -> Result<(Self, StandardStreams), Failure> {
-        let connect = |which| {
-            let because = || Failure::because(FailureKind::Internal, "a stream can't be connected");
-            let connection = host.connect().map_err(because())?;
-            write_frame(&mut &connection, &Opening::Stream { id, which })
-                .map_err(|error| Failure::of(FailureKind::Internal, &error))?;
-            Ok::<_, Failure>(connection)
-        };
-        let pipe = || {
-            pipe2(OFlag::O_CLOEXEC).map_err(Failure::because(
-                FailureKind::Internal,
-                "a pipe can't be made",
-            ))
-        };
-        if process.terminal.is_some() {
-            let connection = connect(StreamKind::Terminal)?;
-            let streams = Self::Terminal {
-                connection,
-                input: process.stdin,
-            };
-            return Ok((streams, StandardStreams::Terminal));
-        }
-        let (mut stdin, mut given) = (None, Stdio::null());
-        if process.stdin {
-            let (theirs, ours) = pipe()?;
-            stdin = Some((connect(StreamKind::Stdin)?, ours));
-            given = theirs.into();
-        }
-        let (stdout, their_stdout) = pipe()?;
-        let (stderr, their_stderr) = pipe()?;
-        let outputs = [
-            (stdout, connect(StreamKind::Stdout)?),
-            (stderr, connect(StreamKind::Stderr)?),
-        ];
-        let given = StandardStreams::Each {
-            stdin: given,
-            stdout: their_stdout.into(),
-            stderr: their_stderr.into(),
-        };
-        Ok((Self::Each { stdin, outputs }, given))
-    }
-
-    /// Begins to copy. Returns how many outputs there are.
-    fn copy(
-        self,
-        terminal: Option<Arc<OwnedFd>>,
-        ended: &Ended,
-        output_done: impl Fn() + Clone + Send + 'static,
-    ) -> std::io::Result<usize> {
-        match (self, terminal) {
-            (Self::Terminal { connection, input }, Some(terminal)) => {
-                let connection = Arc::new(connection);
-                if input {
-                    streams::input(connection.clone(), terminal.clone(), ended.clone())?;
-                }
-                streams::output(terminal, connection, ended.clone(), output_done)?;
-                Ok(1)
-            }
-            (Self::Terminal { .. }, None) => Ok(0),
-            (Self::Each { stdin, outputs }, _) => {
-                if let Some((connection, pipe)) = stdin {
-                    streams::input(Arc::new(connection), Arc::new(pipe), ended.clone())?;
-                }
-                for (pipe, connection) in outputs {
-                    let (pipe, connection) = (Arc::new(pipe), Arc::new(connection));
-                    streams::output(pipe, connection, ended.clone(), output_done.clone())?;
-                }
-                Ok(2)
-            }
-        }
+/// Which streams a process is to have.
+pub(crate) fn wanted(process: &Process) -> Wanted {
+    Wanted {
+        terminal: process.terminal.is_some(),
+        input: process.stdin,
     }
 }
 
 /// Refuses what makes no sense before anything is done for it.
 fn check(run: &Run) -> Result<(), Failure> {
+    check_process(&run.process)?;
+    check_container(&run.container)
+}
+
+/// Refuses a process that makes no sense.
+pub(crate) fn check_process(process: &Process) -> Result<(), Failure> {
     let bad = |message: String| Err(Failure::new(FailureKind::BadRequest, message));
-    let Run {
-        process, container, ..
-    } = run;
     if process.args.first().is_none_or(String::is_empty) {
         return bad("there is no program to run".into());
     }
-    let strings = process
+    let mut strings = process
         .args
         .iter()
         .chain(&process.env)
         .chain([&process.cwd, &process.user]);
-    if strings
-        .chain([&container.hostname])
-        .any(|string| string.contains('\0'))
-    {
+    if strings.any(|string| string.contains('\0')) {
         return bad("an argument or variable holds a zero byte".into());
     }
     if !process.cwd.is_empty() && !process.cwd.starts_with('/') {
@@ -263,88 +163,120 @@ fn check(run: &Run) -> Result<(), Failure> {
             process.cwd
         ));
     }
-    if container.hostname.len() > MAX_HOSTNAME {
-        let name = &container.hostname;
-        return bad(format!(
-            "the host name \"{name}\" is longer than {MAX_HOSTNAME} bytes"
-        ));
-    }
     Ok(())
 }
 
-/// Mounts the root and writes everything that the runtime reads.
-fn write_bundle(storage: &mut dyn Storage, bundles: &Path, run: &Run) -> Result<PathBuf, Failure> {
+/// Refuses a container that makes no sense.
+pub(crate) fn check_container(container: &Container) -> Result<(), Failure> {
+    let bad = |message: String| Err(Failure::new(FailureKind::BadRequest, message));
+    let Container { name, hostname, .. } = container;
+    if !mounts::is_name(name, MAX_NAME) {
+        return bad(format!("\"{name}\" can't be the name of a container"));
+    }
+    if hostname.contains('\0') {
+        return bad("the host name holds a zero byte".into());
+    }
+    if hostname.len() > MAX_HOSTNAME {
+        return bad(format!(
+            "the host name \"{hostname}\" is longer than {MAX_HOSTNAME} bytes"
+        ));
+    }
+    if let Err(unknown) = Capabilities::of(&container.capabilities) {
+        return bad(format!("there is no capability \"{unknown}\""));
+    }
+    mounts::check(&container.mounts)
+}
+
+fn write_bundle(mounted: &Root, bundle: &Path, run: &Run) -> Result<Made, Failure> {
     let unwritable = || {
         Failure::because(
             FailureKind::Internal,
             "the container's bundle can't be written",
         )
     };
-    let name = run.id.to_string();
-    let bundle = bundles.join(&name);
-    let mounted = bundle.join("root");
-    fs::create_dir_all(&mounted).map_err(unwritable())?;
-    mount_root(storage, &name, run.container.layers, &mounted)?;
-    let root = RootFs::open(&mounted).map_err(Failure::because(
+    // What a guest that was cut short has left must not be taken for this one's.
+    let _ = fs::remove_dir_all(bundle);
+    fs::create_dir_all(bundle).map_err(unwritable())?;
+    let root = RootFs::open(mounted.path()).map_err(Failure::because(
         FailureKind::Storage,
         "the root can't be opened",
     ))?;
 
+    let container = &run.container;
     let own_name = nix::unistd::gethostname().unwrap_or_default();
-    let hostname = match run.container.hostname.as_str() {
+    let hostname = match container.hostname.as_str() {
         "" => own_name.to_str().unwrap_or_default(),
         hostname => hostname,
     };
     let process = &run.process;
-    let user = users::look_up(&root, &process.user)
-        .map_err(|error| Failure::of(user_failure(&error), &error))?;
+    let user = users::look_up(&root, &process.user).map_err(Failure::from)?;
     let environment = environment::of(process, hostname, &user.home);
     let cwd = clean(Path::new(&process.cwd));
-    root.make_directory(&cwd).map_err(Failure::because(
-        FailureKind::NoSuchDirectory,
-        format_args!("the working directory \"{}\" can't be made", cwd.display()),
-    ))?;
+    make_cwd(&root, &cwd)?;
     let first = process.args.first().map(String::as_str).unwrap_or_default();
-    program::check(&root, first, &environment, &cwd, &user)
-        .map_err(|error| Failure::of(program_failure(&error), &error))?;
+    program::find(&root, first, &environment, &cwd, &user, &program::MOUNTED)?;
 
-    network_files::write(&bundle, &run.container, hostname).map_err(unwritable())?;
+    network_files::write(bundle, container, hostname).map_err(unwritable())?;
+    let devices = match container.privileged {
+        true => devices::list(Path::new("/dev")),
+        false => Vec::new(),
+    };
     let spec = spec::build(Contents {
-        name: &name,
-        root: &mounted,
-        files: &bundle,
+        container,
+        root: mounted.path(),
+        files: bundle,
         hostname,
         args: &process.args,
         environment,
         cwd: &cwd,
         user: &user,
         terminal: process.terminal,
+        devices: &devices,
     })
     .map_err(|error| Failure::of(FailureKind::Internal, &error))?;
     let spec =
         serde_json::to_vec(&spec).map_err(|error| Failure::of(FailureKind::Internal, &error))?;
     fs::write(bundle.join("config.json"), spec).map_err(unwritable())?;
-    Ok(bundle)
+    Ok(Made {
+        name: container.name.clone(),
+        hostname: hostname.into(),
+        cwd,
+        capabilities: container.capabilities.clone(),
+    })
 }
 
-fn user_failure(error: &users::UserError) -> FailureKind {
-    match error {
-        users::UserError::Unreadable(..) => FailureKind::Storage,
-        _ => FailureKind::NoSuchUser,
+/// Makes a working directory where it's absent.
+pub(crate) fn make_cwd(root: &RootFs, cwd: &Path) -> Result<(), Failure> {
+    root.make_directory(cwd).map_err(Failure::because(
+        FailureKind::NoSuchDirectory,
+        format_args!("the working directory \"{}\" can't be made", cwd.display()),
+    ))
+}
+
+impl From<users::UserError> for Failure {
+    fn from(error: users::UserError) -> Self {
+        let kind = match error {
+            users::UserError::Unreadable(..) => FailureKind::Storage,
+            _ => FailureKind::NoSuchUser,
+        };
+        Self::of(kind, &error)
     }
 }
 
-fn program_failure(error: &program::ProgramError) -> FailureKind {
-    use program::ProgramError as Error;
-    match error {
-        Error::NoneInPath(_) | Error::Missing(_) => FailureKind::NotFound,
-        Error::NotAFile(_) | Error::Forbidden { .. } => FailureKind::NotExecutable,
+impl From<program::ProgramError> for Failure {
+    fn from(error: program::ProgramError) -> Self {
+        use program::ProgramError as Error;
+        let kind = match error {
+            Error::NoneInPath(_) | Error::Missing(_) => FailureKind::NotFound,
+            Error::NotAFile(_) | Error::Forbidden { .. } => FailureKind::NotExecutable,
+        };
+        Self::of(kind, &error)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use onggi_protocol::{Container, Resolver};
+    use onggi_protocol::Resolver;
 
     use super::*;
 
@@ -360,8 +292,14 @@ mod tests {
                 stdin: false,
             },
             container: Container {
+                name: "a".repeat(64),
                 hostname: "x".repeat(64),
-                layers: 0,
+                layers: Vec::new(),
+                mounts: Vec::new(),
+                read_only: false,
+                capabilities: vec!["CAP_CHOWN".into()],
+                privileged: false,
+                shm_bytes: 0,
                 hosts: Vec::new(),
                 resolver: Resolver::default(),
             },
@@ -371,7 +309,7 @@ mod tests {
     #[test]
     fn a_request_that_makes_no_sense_is_refused() {
         assert_eq!(check(&run()), Ok(()));
-        let changes: [fn(&mut Run); 7] = [
+        let changes: [fn(&mut Run); 12] = [
             |run| run.process.args.clear(),
             |run| run.process.args[0].clear(),
             |run| run.process.args.push("a\0b".into()),
@@ -379,6 +317,11 @@ mod tests {
             |run| run.process.cwd = "srv".into(),
             |run| run.process.user = "\0".into(),
             |run| run.container.hostname.push('x'),
+            |run| run.container.hostname = "\0".into(),
+            |run| run.container.name.clear(),
+            |run| run.container.name.push('a'),
+            |run| run.container.name = "../x".into(),
+            |run| run.container.capabilities.push("CAP_NONE".into()),
         ];
         for (index, change) in changes.into_iter().enumerate() {
             let mut run = run();

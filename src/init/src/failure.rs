@@ -25,12 +25,7 @@ impl Failure {
 
     /// A failure for an error and all that caused it.
     pub fn of(kind: FailureKind, error: &dyn Error) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
+        let message = sentence(error);
         Self { kind, message }
     }
 
@@ -47,6 +42,17 @@ impl Failure {
             }
         }
     }
+}
+
+/// An error and all that caused it, as one sentence.
+pub fn sentence(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    message
 }
 
 impl fmt::Display for Failure {

@@ -6,20 +6,30 @@
 
 pub mod container;
 pub mod disks;
+pub mod enter;
 pub mod failure;
 pub mod machine;
+pub mod roots;
 pub mod runtime;
 pub mod session;
 pub mod signals;
 pub mod storage;
+pub mod task;
 pub mod transport;
 
+mod capabilities;
+mod cgroup;
 mod clock;
+mod devices;
 mod environment;
 mod kernel;
+mod mounts;
 mod network_files;
+mod populate;
+mod process;
 mod program;
 mod rootfs;
 mod spec;
 mod streams;
 mod users;
+mod wiring;

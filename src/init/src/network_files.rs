@@ -71,8 +71,14 @@ mod tests {
 
     fn container() -> Container {
         Container {
+            name: "jar".into(),
             hostname: "jar".into(),
-            layers: 1,
+            layers: Vec::new(),
+            mounts: Vec::new(),
+            read_only: false,
+            capabilities: Vec::new(),
+            privileged: false,
+            shm_bytes: 0,
             hosts: Vec::new(),
             resolver: Resolver::default(),
         }

@@ -12,7 +12,7 @@ use crate::rootfs::{Found, RootFs, clean};
 use crate::users::User;
 
 /// File systems that the runtime mounts: what's below is not in the image.
-const MOUNTED: [&str; 3] = ["/dev", "/proc", "/sys"];
+pub const MOUNTED: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 /// Why a program can't be run.
 #[derive(Debug, thiserror::Error)]
@@ -36,20 +36,23 @@ pub enum ProgramError {
     },
 }
 
-/// Looks for `program` as the process will.
+/// Looks for `program` as the process will; finds its path. What is below `unknown` is taken to be
+/// there.
 ///
 /// # Errors
 /// See [`ProgramError`].
-pub fn check(
+pub fn find(
     root: &RootFs,
     program: &str,
     environment: &[String],
     cwd: &Path,
     user: &User,
-) -> Result<(), ProgramError> {
+    unknown: &[&str],
+) -> Result<PathBuf, ProgramError> {
     if program.contains('/') {
-        return match judge(root, &cwd.join(program), user) {
-            Verdict::Runs => Ok(()),
+        let path = cwd.join(program);
+        return match judge(root, &path, user, unknown) {
+            Verdict::Runs => Ok(path),
             Verdict::NotFound => Err(ProgramError::Missing(program.into())),
             Verdict::NotAFile => Err(ProgramError::NotAFile(program.into())),
             Verdict::NotPermitted => Err(not_permitted(program, user)),
@@ -61,8 +64,9 @@ pub fn check(
         .split(':')
     {
         // An empty entry means the working directory, as in execvp(3).
-        match judge(root, &cwd.join(directory).join(program), user) {
-            Verdict::Runs => return Ok(()),
+        let path = cwd.join(directory).join(program);
+        match judge(root, &path, user, unknown) {
+            Verdict::Runs => return Ok(path),
             Verdict::NotPermitted => forbidden = true,
             Verdict::NotFound | Verdict::NotAFile => {}
         }
@@ -87,9 +91,9 @@ enum Verdict {
     NotPermitted,
 }
 
-fn judge(root: &RootFs, path: &Path, user: &User) -> Verdict {
+fn judge(root: &RootFs, path: &Path, user: &User, unknown: &[&str]) -> Verdict {
     let cleaned: PathBuf = clean(path);
-    if MOUNTED.iter().any(|mounted| cleaned.starts_with(mounted)) {
+    if unknown.iter().any(|mounted| cleaned.starts_with(mounted)) {
         return Verdict::Runs;
     }
     match root.look_up(path) {

@@ -26,13 +26,9 @@ impl Image {
             groups: vec![uid],
             home: "/".into(),
         };
-        check(
-            &root,
-            program,
-            &[format!("PATH={path}")],
-            Path::new(cwd),
-            &user,
-        )
+        let environment = [format!("PATH={path}")];
+        let cwd = Path::new(cwd);
+        find(&root, program, &environment, cwd, &user, &MOUNTED).map(drop)
     }
 }
 

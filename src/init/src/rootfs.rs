@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
 /// The most that is read of one file. The largest real `/etc/passwd` are far smaller.
@@ -117,6 +117,37 @@ impl RootFs {
             parent = next;
         }
         Ok(())
+    }
+
+    /// Makes an empty file, and the directories above it, where there is nothing, for something to
+    /// be mounted on.
+    ///
+    /// # Errors
+    /// As [`RootFs::make_directory`]'s.
+    pub fn make_file(&self, path: &Path) -> io::Result<()> {
+        match self.resolve(path, OFlag::O_PATH) {
+            Err(Errno::ENOENT) => {}
+            found => return found.map(drop).map_err(io::Error::from),
+        }
+        let path = clean(path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(());
+        };
+        self.make_directory(parent)?;
+        let parent = self.resolve(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        // A symbolic link that leads nowhere is in the way.
+        openat(parent, name, flags, Mode::from_bits_truncate(0o644))?;
+        Ok(())
+    }
+
+    /// A descriptor of what is at an absolute path, symbolic links followed within the root. It's
+    /// good for looking and for mounting.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR`, `ELOOP` and the like.
+    pub fn locate(&self, path: &Path) -> io::Result<OwnedFd> {
+        Ok(self.resolve(path, OFlag::O_PATH)?)
     }
 
     fn resolve(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {

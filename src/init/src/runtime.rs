@@ -9,17 +9,21 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use onggi_protocol::FailureKind;
 use serde::Deserialize;
 
 use crate::failure::Failure;
 use crate::kernel;
+use crate::wiring::StandardStreams;
 
 const LOG: &str = "runtime.log";
 const PID: &str = "pid";
 const CONSOLE: &str = "console";
+
+/// What crun takes for its state where nobody says otherwise.
+const STATE: &str = "/run/crun";
 
 /// The most of the log that is read.
 const MAX_LOG: u64 = 64 << 10;
@@ -28,22 +32,6 @@ const MAX_LOG: u64 = 64 << 10;
 #[derive(Debug, Clone)]
 pub struct Runtime(pub PathBuf);
 
-/// What the process gets for its standard streams.
-#[derive(Debug)]
-pub enum StandardStreams {
-    /// A terminal, which the runtime makes and sends to a socket in the bundle.
-    Terminal,
-    /// A descriptor each.
-    Each {
-        /// Standard input.
-        stdin: Stdio,
-        /// Standard output.
-        stdout: Stdio,
-        /// Standard error.
-        stderr: Stdio,
-    },
-}
-
 /// A line of the runtime's log.
 #[derive(Deserialize)]
 struct LogLine {
@@ -51,17 +39,17 @@ struct LogLine {
 }
 
 impl Runtime {
-    /// Starts to run the bundle as the container `name`. Returns the runtime's own PID, and the
-    /// socket on which a terminal will arrive. Its descriptors of the streams are closed on return.
+    /// A command that runs the bundle as the container `name`, and the socket on which a terminal
+    /// will arrive.
     ///
     /// # Errors
-    /// When the runtime itself can't be executed.
+    /// When there can be no such socket.
     pub fn run(
         &self,
         bundle: &Path,
         name: &str,
         streams: StandardStreams,
-    ) -> io::Result<(i32, Option<UnixListener>)> {
+    ) -> Result<(Command, Option<UnixListener>), Failure> {
         let mut command = Command::new(&self.0);
         command
             .arg("--log")
@@ -74,29 +62,28 @@ impl Runtime {
             .arg("--pid-file")
             .arg(bundle.join(PID));
         let mut console = None;
-        match streams {
-            StandardStreams::Terminal => {
-                let path = bundle.join(CONSOLE);
+        if let StandardStreams::Terminal = streams {
+            let path = bundle.join(CONSOLE);
+            let listen = || {
                 let listener = UnixListener::bind(&path)?;
                 listener.set_nonblocking(true)?;
-                console = Some(listener);
-                command.arg("--console-socket").arg(path);
-                command
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null());
-            }
-            StandardStreams::Each {
-                stdin,
-                stdout,
-                stderr,
-            } => {
-                command.stdin(stdin).stdout(stdout).stderr(stderr);
-            }
+                Ok::<_, io::Error>(listener)
+            };
+            console = Some(listen().map_err(Failure::because(
+                FailureKind::Internal,
+                "no terminal can be received",
+            ))?);
+            command.arg("--console-socket").arg(path);
         }
-        // It's reaped with all others: PID 1 waits for any child, not for one.
-        let child = command.arg(name).current_dir("/").env_clear().spawn()?;
-        Ok((child.id().cast_signed(), console))
+        streams.give_to(&mut command);
+        command.arg("--").arg(name).current_dir("/").env_clear();
+        Ok((command, console))
+    }
+
+    /// Where the runtime keeps what it knows of a container.
+    #[must_use]
+    pub fn state(&self, name: &str) -> PathBuf {
+        Path::new(STATE).join(name)
     }
 }
 
@@ -126,10 +113,8 @@ pub fn pid(bundle: &Path) -> Result<i32, Failure> {
 pub fn terminal(console: &UnixListener) -> Result<OwnedFd, Failure> {
     let receive = || {
         let (connection, _) = console.accept()?;
-        // What accept(2) gives is blocking, but the message has been sent: it's here or never.
-        connection.set_nonblocking(true)?;
-        kernel::receive_descriptor(connection.as_fd())?
-            .ok_or_else(|| io::Error::other("the message holds none"))
+        let (_, terminal) = kernel::receive(connection.as_fd())?;
+        terminal.ok_or_else(|| io::Error::other("the message holds none"))
     };
     receive().map_err(Failure::because(
         FailureKind::Runtime,

@@ -2,22 +2,27 @@
 //!
 //! Everything that happens arrives in one queue: messages from the host, the ends of children and
 //! of outputs, signals. One thread takes them in turn and owns all state, so children are reaped
-//! and signalled by the same thread and a signal can't hit a stranger with a recycled PID.
+//! and signalled by the same thread and a signal can't hit a stranger with a recycled PID. What may
+//! take its time, as mounting and unmounting, is done by threads of its own; this one only starts
+//! what they have prepared.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::{fmt, io, thread};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use onggi_protocol::{
-    ExitStatus as Ended, FailureKind, FrameError, GuestMessage, HostMessage, Opening, ProcessId,
-    Run, VERSION, WindowSize, read_frame, write_frame,
+    Assist, Exec, ExitStatus as Ended, FailureKind, FrameError, GuestMessage, HostMessage,
+    Interface, Opening, ProcessId, Run, VERSION, WindowSize, read_frame, write_frame,
 };
 
-use crate::container::{Building, Running, Workshop};
+use crate::container::Workshop;
 use crate::failure::Failure;
+use crate::process::{Building, Container, Prepared, Remains, Running, Unstarted};
 use crate::transport::Connection;
 use crate::{clock, kernel, machine, signals};
 
@@ -28,7 +33,6 @@ const QUEUE: usize = 64;
 const MAX_SIGNAL: u8 = 64;
 
 /// Something that happened.
-#[derive(Debug)]
 pub enum Event {
     /// The host has sent a message.
     Host(HostMessage),
@@ -36,8 +40,12 @@ pub enum Event {
     HostGone(Option<FrameError>),
     /// One or more children have ended.
     ChildEnded,
+    /// All is ready for a process, or nothing is left of what was prepared.
+    Prepared(ProcessId, Result<Box<Prepared>, Failure>),
     /// An output of a process has ended.
     OutputEnded(ProcessId),
+    /// What a process has left behind is gone.
+    Cleared(ProcessId),
     /// A signal asks for the end.
     Stop(Signal),
 }
@@ -68,25 +76,34 @@ impl fmt::Display for End {
 
 /// Where a process stands.
 enum Stage {
-    /// The runtime builds its container. What the host says in the meantime is kept.
-    Building {
-        building: Building,
-        signals: Vec<u8>,
-        size: Option<WindowSize>,
-    },
+    /// A thread prepares it.
+    Preparing(Waiting),
+    /// The runtime builds its container, or the helper enters one.
+    Building(Building, Waiting),
     /// It runs, or it has ended and its outputs have not.
     Running {
         running: Running,
         status: Option<Ended>,
     },
+    /// A thread takes away what it has left behind. This is then said of it.
+    Clearing(GuestMessage),
+}
+
+/// What the host has said of a process that does not run yet.
+#[derive(Default)]
+struct Waiting {
+    signals: Vec<u8>,
+    size: Option<WindowSize>,
 }
 
 struct Session {
     control: Connection,
-    workshop: Workshop,
+    workshop: Arc<Workshop>,
     events: SyncSender<Event>,
     used: HashSet<ProcessId>,
     processes: HashMap<ProcessId, Stage>,
+    /// The containers' names, each with that of its first process.
+    names: HashMap<String, ProcessId>,
     /// Children that ended while a runtime had not yet said which one is its process.
     unclaimed: Vec<(i32, ExitStatus)>,
 }
@@ -117,15 +134,16 @@ impl Session {
             .map_err(internal("the host can't be heard"))?;
         listen(reader, events.clone()).map_err(internal("the host can't be heard"))?;
         signals::watch(events.clone()).map_err(internal("signals can't be heard"))?;
-        let mut session = Self {
+        let session = Self {
             control,
-            workshop,
+            workshop: Arc::new(workshop),
             events,
             used: HashSet::new(),
             processes: HashMap::new(),
+            names: HashMap::new(),
             unclaimed: Vec::new(),
         };
-        if let Err(failure) = session.workshop.storage.scratch() {
+        if let Err(failure) = session.workshop.roots.ready() {
             session.tell_failure(None, &failure)?;
             return Err(failure);
         }
@@ -146,7 +164,9 @@ impl Session {
                     return End::Failed(failure);
                 }
                 Event::ChildEnded => self.reap(),
-                Event::OutputEnded(id) => self.output_ended(id),
+                Event::Prepared(id, prepared) => self.prepared(id, prepared).map(|()| None),
+                Event::OutputEnded(id) => self.output_ended(id).map(|()| None),
+                Event::Cleared(id) => self.cleared(id).map(|()| None),
                 Event::Stop(signal) => return End::Stopped(signal),
             };
             match handled {
@@ -164,22 +184,36 @@ impl Session {
         welcomed: &mut bool,
     ) -> Result<Option<End>, Failure> {
         match message {
-            HostMessage::Welcome { version, time_ns } if !*welcomed => {
+            HostMessage::Welcome {
+                version,
+                time_ns,
+                interfaces,
+            } if !*welcomed => {
                 if version != VERSION {
                     let message = format!("the host speaks version {version}, not {VERSION}");
                     return self.give_up(message);
                 }
                 *welcomed = true;
                 clock::set(time_ns);
+                if let Err(failure) = self.set_up_network(&interfaces) {
+                    self.tell_failure(None, &failure)?;
+                    return Ok(Some(End::Failed(failure)));
+                }
             }
             HostMessage::Welcome { .. } => return self.give_up("the host says welcome twice"),
             HostMessage::Shutdown => return Ok(Some(End::Shutdown)),
             _ if !*welcomed => return self.give_up("the host begins without a welcome"),
-            HostMessage::Run(run) => self.start(&run)?,
+            HostMessage::Run(run) => self.run(*run)?,
+            HostMessage::Exec(exec) => self.exec(*exec)?,
+            HostMessage::Assist(assist) => self.assist(*assist)?,
             HostMessage::Signal { id, signal } => self.signal(id, signal),
             HostMessage::Resize { id, size } => self.resize(id, size),
         }
         Ok(None)
+    }
+
+    fn set_up_network(&mut self, _interfaces: &[Interface]) -> Result<(), Failure> {
+        Ok(())
     }
 
     fn give_up(&self, message: impl Into<String>) -> Result<Option<End>, Failure> {
@@ -188,23 +222,110 @@ impl Session {
         Ok(Some(End::Failed(failure)))
     }
 
-    fn start(&mut self, run: &Run) -> Result<(), Failure> {
+    fn run(&mut self, run: Run) -> Result<(), Failure> {
         let id = run.id;
-        if !self.used.insert(id) {
-            let message = format!("the id {id} has been used before");
+        let name = run.container.name.clone();
+        if self.names.contains_key(&name) {
+            self.used.insert(id);
+            let message = format!("a container {name} is there already");
             return self.tell_failure(Some(id), &Failure::new(FailureKind::BadRequest, message));
         }
-        match self.workshop.build(run) {
-            Ok(building) => {
-                let stage = Stage::Building {
-                    building,
-                    signals: Vec::new(),
-                    size: None,
-                };
-                self.processes.insert(id, stage);
+        let begun = self.prepare(id, move |workshop| workshop.prepare_run(&run))?;
+        if begun {
+            self.names.insert(name, id);
+        }
+        Ok(())
+    }
+
+    fn exec(&mut self, exec: Exec) -> Result<(), Failure> {
+        let id = exec.id;
+        match self.container(exec.container) {
+            // As long as its end has not been seen here, the PID is nobody else's.
+            Some((container, pid)) => {
+                let first =
+                    kernel::pidfd(pid).map_err(|error| Failure::of(FailureKind::Internal, &error));
+                self.prepare(id, move |workshop| {
+                    workshop.prepare_exec(&exec, &container, first?)
+                })?;
                 Ok(())
             }
-            Err(failure) => self.tell_failure(Some(id), &failure),
+            None => {
+                self.used.insert(id);
+                let message = "the container does not run";
+                let failure = Failure::new(FailureKind::NoSuchContainer, message);
+                self.tell_failure(Some(id), &failure)
+            }
+        }
+    }
+
+    fn assist(&mut self, assist: Assist) -> Result<(), Failure> {
+        let id = assist.id;
+        self.prepare(id, move |workshop| workshop.prepare_task(&assist))?;
+        Ok(())
+    }
+
+    /// The container whose first process that is, and its PID, if it runs.
+    fn container(&self, id: ProcessId) -> Option<(Arc<Container>, i32)> {
+        match self.processes.get(&id)? {
+            Stage::Running {
+                running,
+                status: None,
+            } => Some((running.container.clone()?, running.pid)),
+            _ => None,
+        }
+    }
+
+    /// Has a thread prepare a process; tells whether it has begun to.
+    fn prepare(
+        &mut self,
+        id: ProcessId,
+        by: impl FnOnce(&Workshop) -> Result<Prepared, Failure> + Send + 'static,
+    ) -> Result<bool, Failure> {
+        if !self.used.insert(id) {
+            let message = format!("the id {id} has been used before");
+            self.tell_failure(Some(id), &Failure::new(FailureKind::BadRequest, message))?;
+            return Ok(false);
+        }
+        let (workshop, events) = (self.workshop.clone(), self.events.clone());
+        let preparing = move || {
+            // Nobody listens any more only when the VM is about to end.
+            let _ = events.send(Event::Prepared(id, by(&workshop).map(Box::new)));
+        };
+        if let Err(error) = thread::Builder::new()
+            .name("prepare".into())
+            .spawn(preparing)
+        {
+            self.tell_failure(Some(id), &Failure::of(FailureKind::Internal, &error))?;
+            return Ok(false);
+        }
+        self.processes
+            .insert(id, Stage::Preparing(Waiting::default()));
+        Ok(true)
+    }
+
+    /// Starts what is ready.
+    fn prepared(
+        &mut self,
+        id: ProcessId,
+        prepared: Result<Box<Prepared>, Failure>,
+    ) -> Result<(), Failure> {
+        let Some(Stage::Preparing(waiting)) = self.processes.remove(&id) else {
+            return Ok(());
+        };
+        let launched = match prepared {
+            Ok(prepared) => prepared.launch(),
+            Err(failure) => Err(Box::new((failure, Remains::default()))),
+        };
+        match launched {
+            Ok(building) if building.is_started() => {
+                self.started(id, building.take_over(true, self.output_done(id)), waiting)
+            }
+            Ok(building) => {
+                self.processes
+                    .insert(id, Stage::Building(building, waiting));
+                Ok(())
+            }
+            Err(unstarted) => self.fail(id, *unstarted),
         }
     }
 
@@ -213,8 +334,10 @@ impl Session {
             return;
         }
         match self.processes.get_mut(&id) {
-            Some(Stage::Building { signals, .. }) if !signals.contains(&signal) => {
-                signals.push(signal);
+            Some(Stage::Preparing(waiting) | Stage::Building(_, waiting))
+                if !waiting.signals.contains(&signal) =>
+            {
+                waiting.signals.push(signal);
             }
             // It can't fail but for a process that has just ended.
             Some(Stage::Running {
@@ -229,13 +352,15 @@ impl Session {
 
     fn resize(&mut self, id: ProcessId, to: WindowSize) {
         match self.processes.get_mut(&id) {
-            Some(Stage::Building { size, .. }) => *size = Some(to),
+            Some(Stage::Preparing(waiting) | Stage::Building(_, waiting)) => {
+                waiting.size = Some(to);
+            }
             Some(Stage::Running { running, .. }) => resize(running, to),
-            None => {}
+            _ => {}
         }
     }
 
-    /// Reaps all children that have ended: the runtime, the containers' processes, and orphans.
+    /// Reaps all children that have ended: runtimes, helpers, the containers' processes, orphans.
     fn reap(&mut self) -> Result<Option<End>, Failure> {
         loop {
             match kernel::reap() {
@@ -248,7 +373,7 @@ impl Session {
 
     fn child_ended(&mut self, pid: i32, status: ExitStatus) -> Result<(), Failure> {
         let whose = self.processes.iter().find_map(|(id, stage)| match stage {
-            Stage::Building { building, .. } if building.runtime_pid == pid => Some((*id, true)),
+            Stage::Building(building, _) if building.child == pid => Some((*id, true)),
             Stage::Running {
                 running,
                 status: None,
@@ -256,7 +381,7 @@ impl Session {
             _ => None,
         });
         match whose {
-            Some((id, true)) => self.runtime_ended(id, status),
+            Some((id, true)) => self.starter_ended(id, status),
             Some((id, false)) => self.process_ended(id, status),
             None => {
                 self.unclaimed.push((pid, status));
@@ -271,39 +396,43 @@ impl Session {
         if !self
             .processes
             .values()
-            .any(|stage| matches!(stage, Stage::Building { .. }))
+            .any(|stage| matches!(stage, Stage::Building(..)))
         {
             self.unclaimed.clear();
         }
     }
 
-    fn runtime_ended(&mut self, id: ProcessId, status: ExitStatus) -> Result<(), Failure> {
-        let Some(Stage::Building {
-            building,
-            signals,
-            size,
-        }) = self.processes.remove(&id)
-        else {
+    fn starter_ended(&mut self, id: ProcessId, status: ExitStatus) -> Result<(), Failure> {
+        let Some(Stage::Building(building, waiting)) = self.processes.remove(&id) else {
             return Ok(());
         };
+        let started = building.take_over(status.success(), self.output_done(id));
+        self.started(id, started, waiting)
+    }
+
+    fn output_done(&self, id: ProcessId) -> impl Fn() + Clone + Send + 'static {
         let events = self.events.clone();
-        let output_done = move || {
+        move || {
             // Nobody listens any more only when the VM is about to end.
             let _ = events.send(Event::OutputEnded(id));
-        };
-        let started = match status.success() {
-            true => building.succeeded(output_done),
-            false => Err(building.failed()),
-        };
+        }
+    }
+
+    fn started(
+        &mut self,
+        id: ProcessId,
+        started: Result<Running, Box<Unstarted>>,
+        waiting: Waiting,
+    ) -> Result<(), Failure> {
         let running = match started {
             Ok(running) => running,
-            Err(failure) => {
+            Err(unstarted) => {
                 self.forget_unclaimed();
-                return self.tell_failure(Some(id), &failure);
+                return self.fail(id, *unstarted);
             }
         };
         let pid = running.pid;
-        if let Some(size) = size {
+        if let Some(size) = waiting.size {
             resize(&running, size);
         }
         let ended = self
@@ -312,7 +441,7 @@ impl Session {
             .position(|(unclaimed, _)| *unclaimed == pid);
         let ended = ended.map(|index| self.unclaimed.swap_remove(index).1);
         if ended.is_none() {
-            for signal in signals {
+            for signal in waiting.signals {
                 let _ = kernel::kill(pid, signal);
             }
         }
@@ -339,7 +468,7 @@ impl Session {
         self.finish(id)
     }
 
-    fn output_ended(&mut self, id: ProcessId) -> Result<Option<End>, Failure> {
+    fn output_ended(&mut self, id: ProcessId) -> Result<(), Failure> {
         if let Some(Stage::Running { running, .. }) = self.processes.get_mut(&id) {
             running.outputs = running.outputs.saturating_sub(1);
             if running.outputs == 0 {
@@ -347,22 +476,65 @@ impl Session {
                 running.terminal = None;
             }
         }
-        self.finish(id).map(|()| None)
+        self.finish(id)
     }
 
-    /// Tells of a process's end if it and all its outputs have ended.
+    /// Tells of a process's end if it and all its outputs have ended and nothing is left of it.
     fn finish(&mut self, id: ProcessId) -> Result<(), Failure> {
-        match self.processes.get(&id) {
+        match self.processes.remove(&id) {
             Some(Stage::Running {
                 running,
                 status: Some(status),
             }) if running.outputs == 0 => {
-                let status = *status;
-                self.processes.remove(&id);
-                self.tell(&GuestMessage::Exited { id, status })
+                self.clear(id, running.remains, GuestMessage::Exited { id, status })
             }
-            _ => Ok(()),
+            Some(stage) => {
+                self.processes.insert(id, stage);
+                Ok(())
+            }
+            None => Ok(()),
         }
+    }
+
+    fn fail(&mut self, id: ProcessId, (failure, remains): Unstarted) -> Result<(), Failure> {
+        let Failure { kind, message } = failure;
+        let failed = GuestMessage::Failed {
+            id: Some(id),
+            kind,
+            message,
+        };
+        self.clear(id, remains, failed)
+    }
+
+    /// Takes away what a process has left behind, and then says this of it.
+    fn clear(
+        &mut self,
+        id: ProcessId,
+        remains: Remains,
+        message: GuestMessage,
+    ) -> Result<(), Failure> {
+        self.processes.insert(id, Stage::Clearing(message));
+        if remains.is_empty() {
+            return self.cleared(id);
+        }
+        let events = self.events.clone();
+        let clearing = move || {
+            remains.clear();
+            let _ = events.send(Event::Cleared(id));
+        };
+        thread::Builder::new()
+            .name("clear".into())
+            .spawn(clearing)
+            .map(drop)
+            .map_err(|error| Failure::of(FailureKind::Internal, &error))
+    }
+
+    fn cleared(&mut self, id: ProcessId) -> Result<(), Failure> {
+        let Some(Stage::Clearing(message)) = self.processes.remove(&id) else {
+            return Ok(());
+        };
+        self.names.retain(|_, first| *first != id);
+        self.tell(&message)
     }
 
     fn tell_failure(&self, id: Option<ProcessId>, failure: &Failure) -> Result<(), Failure> {
@@ -402,7 +574,7 @@ fn listen(control: Connection, events: SyncSender<Event>) -> io::Result<()> {
 fn resize(running: &Running, size: WindowSize) {
     if let Some(terminal) = &running.terminal {
         // It can't fail but for a terminal that nobody holds any more.
-        let _ = kernel::resize(std::os::fd::AsFd::as_fd(terminal), size);
+        let _ = kernel::resize(terminal.as_fd(), size);
     }
 }
 

@@ -7,39 +7,25 @@
 //! boundary; without it every system call is cheaper and nothing that works on a real machine
 //! fails. And there's **no network namespace**: the VM's network is the container's.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    BoxBuilder, Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder,
-    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, Mount, MountBuilder, Process,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    BoxBuilder, Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDevice,
+    LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, Mount,
+    MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
-use onggi_protocol::WindowSize;
+use onggi_protocol::{Container, MountSource, WindowSize};
 
-use crate::network_files;
+use crate::devices::Device;
+use crate::mounts::{is_special, tmpfs_options};
 use crate::users::User;
+use crate::{cgroup, network_files};
 
 /// The version that the spec claims; every field in it is that old, and so may the runtime be.
 const OCI_VERSION: &str = "1.0.2";
-
-const CAPABILITIES: [Capability; 14] = [
-    Capability::AuditWrite,
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::Fowner,
-    Capability::Fsetid,
-    Capability::Kill,
-    Capability::Mknod,
-    Capability::NetBindService,
-    Capability::NetRaw,
-    Capability::Setfcap,
-    Capability::Setgid,
-    Capability::Setpcap,
-    Capability::Setuid,
-    Capability::SysChroot,
-];
 
 const NAMESPACES: [LinuxNamespaceType; 5] = [
     LinuxNamespaceType::Cgroup,
@@ -72,7 +58,8 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// Destination, type and options of the file systems that every container has.
+/// Destination, type and options of the file systems that every container has, but for the size of
+/// `/dev/shm`.
 const MOUNTS: [(&str, &str, &[&str]); 7] = [
     ("/proc", "proc", &["nosuid", "noexec", "nodev"]),
     (
@@ -102,9 +89,17 @@ const MOUNTS: [(&str, &str, &[&str]); 7] = [
     (
         "/dev/shm",
         "tmpfs",
-        &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        &["nosuid", "noexec", "nodev", "mode=1777"],
     ),
 ];
+
+/// What is read-only for all but the privileged.
+const PRIVILEGED_MOUNTS: [&str; 2] = ["/sys", "/sys/fs/cgroup"];
+
+const SHM: &str = "/dev/shm";
+
+/// Docker's size of `/dev/shm`, where none is given.
+const SHM_BYTES: u64 = 64 << 20;
 
 /// Character devices that a container may use; it may make others, but not open them. Major and
 /// minor as in Linux' `Documentation/admin-guide/devices.txt`; no minor means all.
@@ -123,9 +118,9 @@ const DEVICES: [(i64, Option<i64>); 9] = [
 /// What goes into the spec.
 #[derive(Debug)]
 pub struct Contents<'a> {
-    /// The container's name for the runtime.
-    pub name: &'a str,
-    /// The root directory.
+    /// What is asked for.
+    pub container: &'a Container,
+    /// The root directory, with mounts on it.
     pub root: &'a Path,
     /// The directory that holds the files of [`network_files`].
     pub files: &'a Path,
@@ -141,6 +136,8 @@ pub struct Contents<'a> {
     pub user: &'a User,
     /// The window's size if there's a terminal.
     pub terminal: Option<WindowSize>,
+    /// The guest's devices, for the privileged.
+    pub devices: &'a [Device],
 }
 
 /// Puts the spec together.
@@ -148,26 +145,36 @@ pub struct Contents<'a> {
 /// # Errors
 /// None that a caller can cause; the builders check that what must be there is.
 pub fn build(contents: Contents<'_>) -> Result<Spec, OciSpecError> {
+    let container = contents.container;
+    let privileged = container.privileged;
     let resources = LinuxResourcesBuilder::default()
-        .devices(devices()?)
+        .devices(device_rules(privileged)?)
         .build()?;
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .resources(resources)
-        .cgroups_path(format!("/onggi/{}", contents.name))
-        .namespaces(namespaces()?)
-        .masked_paths(MASKED.map(String::from))
-        .readonly_paths(READ_ONLY.map(String::from))
-        .build()?;
+        .cgroups_path(format!("{}/{}", cgroup::PARENT, container.name))
+        .namespaces(namespaces()?);
+    linux = match privileged {
+        // The builder has paths of its own where none are given.
+        true => linux
+            .devices(devices(contents.devices)?)
+            .masked_paths([])
+            .readonly_paths([]),
+        false => linux
+            .masked_paths(MASKED.map(String::from))
+            .readonly_paths(READ_ONLY.map(String::from)),
+    };
+    let linux = linux.build()?;
     SpecBuilder::default()
         .version(OCI_VERSION)
         .root(
             RootBuilder::default()
                 .path(contents.root)
-                .readonly(false)
+                .readonly(container.read_only)
                 .build()?,
         )
         .hostname(contents.hostname)
-        .mounts(mounts(contents.files)?)
+        .mounts(mounts(&contents)?)
         .linux(linux)
         .process(process(contents)?)
         .build()
@@ -184,7 +191,7 @@ fn process(contents: Contents<'_>) -> Result<Process, OciSpecError> {
         .env(contents.environment)
         .cwd(contents.cwd)
         .user(user)
-        .capabilities(capabilities(contents.user)?)
+        .capabilities(capabilities(contents.container, contents.user)?)
         .rlimits(Vec::new())
         .no_new_privileges(false);
     if let Some(size) = contents.terminal {
@@ -202,23 +209,21 @@ fn process(contents: Contents<'_>) -> Result<Process, OciSpecError> {
 
 /// What execve(2) would leave: only root has the capabilities from the start, others may get them
 /// from files. None is inheritable, or programs would gain them by file capabilities unasked.
-fn capabilities(user: &User) -> Result<LinuxCapabilities, OciSpecError> {
-    let all = || {
-        CAPABILITIES
-            .into_iter()
-            .collect::<std::collections::HashSet<_>>()
-    };
+fn capabilities(container: &Container, user: &User) -> Result<LinuxCapabilities, OciSpecError> {
+    // The names have been checked.
+    let known = |name: &String| serde_json::from_value::<Capability>(name.as_str().into()).ok();
+    let all: HashSet<_> = container.capabilities.iter().filter_map(known).collect();
     let own = if user.uid == 0 {
-        all()
+        all.clone()
     } else {
-        Default::default()
+        HashSet::new()
     };
     LinuxCapabilitiesBuilder::default()
-        .bounding(all())
+        .bounding(all)
         .effective(own.clone())
         .permitted(own)
-        .inheritable(std::collections::HashSet::new())
-        .ambient(std::collections::HashSet::new())
+        .inheritable(HashSet::new())
+        .ambient(HashSet::new())
         .build()
 }
 
@@ -229,12 +234,15 @@ fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
         .collect()
 }
 
-fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+fn device_rules(privileged: bool) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     let rule = |allow, access: &str| {
         LinuxDeviceCgroupBuilder::default()
             .allow(allow)
             .access(access)
     };
+    if privileged {
+        return Ok(vec![rule(true, "rwm").build()?]);
+    }
     let mut rules = vec![
         rule(false, "rwm").build()?,
         rule(true, "m").typ(LinuxDeviceType::C).build()?,
@@ -250,25 +258,81 @@ fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     Ok(rules)
 }
 
-fn mounts(files: &Path) -> Result<Vec<Mount>, OciSpecError> {
-    let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+fn devices(devices: &[Device]) -> Result<Vec<LinuxDevice>, OciSpecError> {
+    devices
+        .iter()
+        .map(|device| {
+            LinuxDeviceBuilder::default()
+                .path(&device.path)
+                .typ(if device.block {
+                    LinuxDeviceType::B
+                } else {
+                    LinuxDeviceType::C
+                })
+                .major(device.major)
+                .minor(device.minor)
+                .file_mode(device.mode)
+                .uid(device.uid)
+                .gid(device.gid)
+                .build()
+        })
+        .collect()
+}
+
+fn mounts(contents: &Contents<'_>) -> Result<Vec<Mount>, OciSpecError> {
+    let container = contents.container;
     let mut mounts = Vec::new();
     for (destination, kind, options) in MOUNTS {
-        let mount = MountBuilder::default()
-            .destination(destination)
-            .typ(kind)
-            .source(kind);
-        mounts.push(mount.options(strings(options)).build()?);
+        let mut options: Vec<_> = options.iter().map(ToString::to_string).collect();
+        if container.privileged && PRIVILEGED_MOUNTS.contains(&destination) {
+            options.retain(|option| option != "ro");
+        }
+        if destination == SHM {
+            let size = match container.shm_bytes {
+                0 => SHM_BYTES,
+                size => size,
+            };
+            options.push(format!("size={size}"));
+        }
+        mounts.push(mount(
+            Path::new(destination),
+            kind,
+            Path::new(kind),
+            options,
+        )?);
     }
     for name in network_files::NAMES {
-        let mount = MountBuilder::default()
-            .destination(Path::new("/etc").join(name))
-            .typ("bind")
-            .source(files.join(name))
-            .options(strings(&["bind", "rprivate", "rw"]));
-        mounts.push(mount.build()?);
+        let options = ["bind", "rprivate", "rw"].map(String::from);
+        let (target, source) = (Path::new("/etc").join(name), contents.files.join(name));
+        mounts.push(mount(&target, "bind", &source, options.into())?);
+    }
+    // All others are there already.
+    for wanted in &container.mounts {
+        if let MountSource::Tmpfs { size, mode } = wanted.source
+            && is_special(&wanted.target)
+        {
+            let mut options = tmpfs_options(size, mode);
+            options.extend(["nosuid", "noexec", "nodev"].map(String::from));
+            options.extend(wanted.read_only.then(|| "ro".into()));
+            let target = Path::new(&wanted.target);
+            mounts.push(mount(target, "tmpfs", Path::new("tmpfs"), options)?);
+        }
     }
     Ok(mounts)
+}
+
+fn mount(
+    target: &Path,
+    kind: &str,
+    source: &Path,
+    options: Vec<String>,
+) -> Result<Mount, OciSpecError> {
+    MountBuilder::default()
+        .destination(target)
+        .typ(kind)
+        .source(source)
+        .options(options)
+        .build()
 }
 
 #[cfg(test)]

@@ -1,8 +1,28 @@
+use onggi_protocol::{Mount, Resolver};
 use serde_json::{Value, json};
 
 use super::*;
 
+fn container() -> Container {
+    Container {
+        name: "7".into(),
+        hostname: "jar".into(),
+        layers: Vec::new(),
+        mounts: Vec::new(),
+        read_only: false,
+        capabilities: vec!["CAP_CHOWN".into(), "CAP_NET_RAW".into()],
+        privileged: false,
+        shm_bytes: 0,
+        hosts: Vec::new(),
+        resolver: Resolver::default(),
+    }
+}
+
 fn spec(uid: u32, terminal: Option<WindowSize>) -> Value {
+    spec_of(&container(), uid, terminal)
+}
+
+fn spec_of(container: &Container, uid: u32, terminal: Option<WindowSize>) -> Value {
     let user = User {
         uid,
         gid: 5,
@@ -10,7 +30,7 @@ fn spec(uid: u32, terminal: Option<WindowSize>) -> Value {
         home: "/".into(),
     };
     let contents = Contents {
-        name: "7",
+        container,
         root: Path::new("/run/root"),
         files: Path::new("/run/files"),
         hostname: "jar",
@@ -19,6 +39,15 @@ fn spec(uid: u32, terminal: Option<WindowSize>) -> Value {
         cwd: Path::new("/srv"),
         user: &user,
         terminal,
+        devices: &[Device {
+            path: "/dev/vda".into(),
+            block: true,
+            major: 254,
+            minor: 0,
+            mode: 0o660,
+            uid: 0,
+            gid: 6,
+        }],
     };
     serde_json::to_value(build(contents).unwrap()).unwrap()
 }
@@ -70,7 +99,7 @@ fn only_root_starts_with_capabilities() {
     let root = &spec(0, None)["process"]["capabilities"];
     let other = &spec(1, None)["process"]["capabilities"];
     for set in ["bounding", "effective", "permitted"] {
-        assert_eq!(root[set].as_array().unwrap().len(), 14, "{set}");
+        assert_eq!(root[set].as_array().unwrap().len(), 2, "{set}");
         assert!(
             root[set]
                 .as_array()
@@ -78,7 +107,7 @@ fn only_root_starts_with_capabilities() {
                 .contains(&json!("CAP_NET_RAW"))
         );
     }
-    assert_eq!(other["bounding"].as_array().unwrap().len(), 14);
+    assert_eq!(other["bounding"].as_array().unwrap().len(), 2);
     for set in ["effective", "permitted", "inheritable", "ambient"] {
         assert_eq!(other[set], json!([]), "{set}");
     }
@@ -148,4 +177,65 @@ fn the_network_files_are_bound_over_the_images_own() {
         .unwrap();
     assert_eq!(hosts["source"], "/run/files/hosts");
     assert_eq!(hosts["type"], "bind");
+}
+
+#[test]
+fn the_privileged_have_all_devices_and_nothing_is_masked() {
+    let mut container = container();
+    container.privileged = true;
+    let spec = spec_of(&container, 0, None);
+    let linux = &spec["linux"];
+    let rules = json!([{"allow": true, "access": "rwm"}]);
+    assert_eq!(linux["resources"]["devices"], rules);
+    assert_eq!(linux["devices"][0]["path"], "/dev/vda");
+    assert_eq!(linux["devices"][0]["type"], "b");
+    assert_eq!(linux["devices"][0]["major"], 254);
+    assert_eq!(linux["maskedPaths"], json!([]));
+    assert_eq!(linux["readonlyPaths"], json!([]));
+    for mount in spec["mounts"].as_array().unwrap() {
+        let options = mount["options"].as_array().unwrap();
+        assert!(!options.contains(&json!("ro")), "{mount}");
+    }
+}
+
+#[test]
+fn shared_memory_and_the_root_are_as_asked_for() {
+    let mut container = container();
+    let shm = |container: &Container| {
+        let spec = spec_of(container, 0, None);
+        let mounts = spec["mounts"].as_array().unwrap().clone();
+        let shm = mounts.iter().find(|mount| mount["destination"] == SHM);
+        let options = shm.unwrap()["options"].as_array().unwrap().clone();
+        options.last().unwrap().as_str().unwrap().to_string()
+    };
+    assert_eq!(shm(&container), "size=67108864");
+    container.shm_bytes = 5;
+    container.read_only = true;
+    assert_eq!(shm(&container), "size=5");
+    assert_eq!(spec_of(&container, 0, None)["root"]["readonly"], true);
+}
+
+#[test]
+fn only_what_is_mounted_on_the_runtimes_own_mounts_is_the_runtimes() {
+    let mut container = container();
+    container.mounts = ["/dev/shm", "/run", "/sys/../tmp"]
+        .map(|target| Mount {
+            target: target.into(),
+            read_only: true,
+            source: MountSource::Tmpfs {
+                size: Some(7),
+                mode: None,
+            },
+        })
+        .into();
+    let spec = spec_of(&container, 0, None);
+    let mounts = spec["mounts"].as_array().unwrap();
+    let last = mounts.last().unwrap();
+    assert_eq!(last["destination"], "/dev/shm");
+    let options = json!(["mode=1777", "size=7", "nosuid", "noexec", "nodev", "ro"]);
+    assert_eq!(last["options"], options);
+    let destinations = mounts
+        .iter()
+        .map(|mount| mount["destination"].as_str().unwrap());
+    assert!(!destinations.clone().any(|at| at == "/run" || at == "/tmp"));
 }

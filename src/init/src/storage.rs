@@ -8,72 +8,105 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use onggi_protocol::FailureKind;
+use onggi_protocol::{FailureKind, Layer};
 
 use crate::failure::Failure;
 
 /// What overlayfs takes (`OVL_MAX_STACK`).
-const MAX_LAYERS: u32 = 500;
+const MAX_LAYERS: usize = 500;
 
-/// The layers and the scratch space of a VM.
-pub trait Storage {
-    /// A directory that holds the first `count` layers as `1`, `2`, ..., the lowest first.
+/// A file system that containers may mount, beside their roots.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The ext4 of the disk with this serial number.
+    Disk(String),
+    /// The host's directory with this virtio-fs tag.
+    Share(String),
+}
+
+/// The disks and shares of a VM.
+pub trait Storage: Send {
+    /// A directory that holds each of the layers, under the number of its partition.
     ///
     /// # Errors
     /// When one of them isn't there or isn't a file system.
-    fn layers(&mut self, count: u32) -> Result<PathBuf, Failure>;
+    fn layers(&mut self, layers: &[Layer]) -> Result<PathBuf, Failure>;
 
     /// A writable directory on a file system that overlayfs takes for its upper layer.
     ///
     /// # Errors
     /// When there's none.
     fn scratch(&mut self) -> Result<PathBuf, Failure>;
+
+    /// The directory at which a source is mounted, for all who use it. It stays until each of them
+    /// has called [`Storage::release`].
+    ///
+    /// # Errors
+    /// When it isn't there or isn't a file system.
+    fn acquire(&mut self, source: &Source) -> Result<PathBuf, Failure>;
+
+    /// Where a source is mounted, if it is.
+    fn locate(&self, source: &Source) -> PathBuf;
+
+    /// Ends a use of the source.
+    fn release(&mut self, source: &Source);
 }
 
-/// Makes the root of the container `name` of `count` layers and mounts it at `target`.
+/// Makes the root of the container `name` and mounts it at `target`.
 ///
 /// # Errors
 /// When a disk is missing or broken.
 pub fn mount_root(
     storage: &mut dyn Storage,
     name: &str,
-    count: u32,
+    layers: &[Layer],
     target: &Path,
 ) -> Result<(), Failure> {
+    let count = layers.len();
     if count > MAX_LAYERS {
         let message = format!("{count} layers are more than the limit of {MAX_LAYERS}");
         return Err(Failure::new(FailureKind::BadRequest, message));
     }
     let own = storage.scratch()?.join(name);
-    let scratch = Failure::because(FailureKind::Storage, "the scratch disk can't be written");
-    let (upper, work) = (own.join("upper"), own.join("work"));
-    let empty = own.join("empty");
-    let directories = if count == 0 {
-        vec![&upper, &work, &empty]
-    } else {
-        vec![&upper, &work]
+    let (upper, work, empty) = (own.join("upper"), own.join("work"), own.join("empty"));
+    let make = || {
+        // What a root that was never unmounted has left there, overlayfs might not like.
+        match fs::remove_dir_all(&work) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let new = !upper.exists();
+        fs::create_dir_all(&upper)?;
+        fs::create_dir(&work)?;
+        if count == 0 {
+            fs::create_dir_all(&empty)?;
+        }
+        Ok(new)
     };
-    directories
-        .into_iter()
-        .try_for_each(fs::create_dir_all)
-        .map_err(scratch)?;
+    let new = make().map_err(Failure::because(
+        FailureKind::Storage,
+        "the scratch disk can't be written",
+    ))?;
 
     // Overlayfs takes the options as one page of text: with short relative names, all fit.
-    let (base, lower) = if count == 0 {
-        (own, "empty".to_string())
+    let names = layers.iter().rev().map(|layer| layer.partition.to_string());
+    let mut names: Vec<_> = names.collect();
+    let base = if count == 0 {
+        names.push("empty".into());
+        own
     } else {
-        let names: Vec<_> = (1..=count).rev().map(|layer| layer.to_string()).collect();
-        (storage.layers(count)?, names.join(":"))
+        storage.layers(layers)?
     };
-    let mounted = copy_attributes(
-        &base.join(lower.split(':').next().unwrap_or_default()),
-        &upper,
-    )
-    .and_then(|()| mount_overlay(&base, &lower, &upper, &work, target));
-    mounted.map_err(Failure::because(
-        FailureKind::Storage,
-        "the layers can't be put together",
-    ))
+    let attributed = match new {
+        true => copy_attributes(&base.join(&names[0]), &upper),
+        false => Ok(()),
+    };
+    attributed
+        .and_then(|()| mount_overlay(&base, &names.join(":"), &upper, &work, target))
+        .map_err(Failure::because(
+            FailureKind::Storage,
+            "the layers can't be put together",
+        ))
 }
 
 /// The upper directory is the container's `/` to the eye, and so must look like that of the image.

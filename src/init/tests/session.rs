@@ -8,11 +8,11 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
-use common::{Guest, LAYERS, be_the_guest, possible, program, read_all, shell};
+use common::{Guest, LAYERS, be_the_guest, container, possible, program, read_all, shell};
 use nix::sys::resource::{Resource, getrlimit};
 use onggi_protocol::{
-    Container, ExitStatus, FailureKind, GuestMessage, HostMessage, Process, ProcessId, Resolver,
-    Run, StreamKind, VERSION, WindowSize,
+    ExitStatus, FailureKind, GuestMessage, HostMessage, Process, ProcessId, Run, StreamKind,
+    VERSION, WindowSize,
 };
 
 /// Not a test: the process that the others start to be their guest.
@@ -391,9 +391,10 @@ fn a_host_that_breaks_the_protocol_is_told_so() {
     let welcome = |version| HostMessage::Welcome {
         version,
         time_ns: 0,
+        interfaces: Vec::new(),
     };
     let breaches: [(&[HostMessage], &str); 2] = [
-        (&[welcome(VERSION + 1)], "the host speaks version 2, not 1"),
+        (&[welcome(VERSION + 1)], "the host speaks version 3, not 2"),
         (
             &[HostMessage::Run(Box::new(some_run()))],
             "the host begins without a welcome",
@@ -428,15 +429,9 @@ fn a_host_that_breaks_the_protocol_is_told_so() {
 }
 
 fn some_run() -> Run {
-    let container = Container {
-        hostname: String::new(),
-        layers: 2,
-        hosts: Vec::new(),
-        resolver: Resolver::default(),
-    };
     Run {
         id: ProcessId(1),
         process: shell(""),
-        container,
+        container: container(2),
     }
 }

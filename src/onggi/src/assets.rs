@@ -39,6 +39,8 @@ pub struct Assets {
     pub guest: PathBuf,
     /// A sparse, empty ext4 file system.
     pub scratch: PathBuf,
+    /// A small empty ext4 that can be grown.
+    pub volume: PathBuf,
 }
 
 impl Assets {
@@ -61,10 +63,16 @@ impl Assets {
                 kernel: directory.join(format!("vmlinux-{ARCHITECTURE}")),
                 guest: directory.join(format!("guest-{ARCHITECTURE}.erofs")),
                 scratch: directory.join("scratch.ext4"),
+                volume: directory.join("volume.ext4"),
             };
-            let absent = [&assets.kernel, &assets.guest, &assets.scratch]
-                .into_iter()
-                .find(|file| !file.exists());
+            let absent = [
+                &assets.kernel,
+                &assets.guest,
+                &assets.scratch,
+                &assets.volume,
+            ]
+            .into_iter()
+            .find(|file| !file.exists());
             match absent {
                 None => return Ok(assets),
                 // The directory that has some of them is the one meant.
@@ -137,6 +145,7 @@ mod tests {
 
         fs::write(second.join(format!("guest-{ARCHITECTURE}.erofs")), "").unwrap();
         fs::write(second.join("scratch.ext4"), "").unwrap();
+        fs::write(second.join("volume.ext4"), "").unwrap();
         let assets = Assets::find_in(searched()).unwrap();
         assert_eq!(assets.scratch, second.join("scratch.ext4"));
     }

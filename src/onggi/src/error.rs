@@ -49,6 +49,11 @@ impl<E: Explain> From<E> for Failure {
 }
 
 impl Failure {
+    /// The error itself, if it is of that kind.
+    pub fn cause<E: Error + 'static>(&self) -> Option<&E> {
+        self.error.downcast_ref()
+    }
+
     /// The status that the process exits with.
     pub fn status(&self) -> u8 {
         self.status

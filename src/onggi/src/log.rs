@@ -4,7 +4,7 @@
 //! `info,onggi_vmm=trace`; the target `guest` is what a container's kernel prints.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -48,7 +48,9 @@ pub fn from_environment() -> Result<(), Error> {
         return Ok(());
     };
     let filter: Targets = filter.parse().map_err(Error::Variable)?;
-    let format = fmt::layer().with_writer(io::stderr);
+    // The process of a VM has a file there.
+    let colours = io::stderr().is_terminal();
+    let format = fmt::layer().with_writer(io::stderr).with_ansi(colours);
     install(tracing_subscriber::registry().with(format).with(filter));
     Ok(())
 }

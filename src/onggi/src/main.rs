@@ -1,23 +1,29 @@
 //! The `onggi` command: containers in microVMs of their own, and plain microVMs.
 
-mod agent;
 mod assets;
 mod boot;
 mod cli;
+mod client;
+mod commands;
 mod console;
 mod devices;
 mod disks;
 mod error;
 mod format;
+mod guest;
 mod hypervisor;
 mod images;
 mod log;
+mod monitor;
 mod output;
+mod output_log;
 mod plan;
 mod progress;
 mod pump;
-mod run;
+mod scratch;
 mod serial;
+mod session;
+mod signals;
 mod state;
 mod terminal;
 mod time;
@@ -65,7 +71,27 @@ fn start() -> Result<u8, Failure> {
     };
     log::from_environment()?;
     match cli.command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => commands::run::run(&args),
+        Command::Create(args) => commands::create::run(&args),
+        Command::Start(args) => commands::run::start(&args),
+        Command::Stop(args) => commands::stop(&args),
+        Command::Restart(args) => commands::restart(&args),
+        Command::Kill(args) => commands::kill(&args),
+        Command::Rm(args) => commands::remove(&args),
+        Command::Ps(args) => commands::list(&args),
+        Command::Exec(args) => commands::exec(&args),
+        Command::Attach(args) => commands::attach(&args),
+        Command::Logs(args) => commands::logs(&args),
+        Command::Cp(args) => commands::copy(&args),
+        Command::Top(args) => commands::top(&args),
+        Command::Stats(args) => commands::stats(&args),
+        Command::Inspect(args) => commands::inspect(&args),
+        Command::Wait(args) => commands::wait(&args),
+        Command::Rename(args) => commands::rename(&args),
+        Command::Port(args) => commands::port(&args),
+        Command::Volume(command) => commands::volumes::run(&command),
+        Command::Vm(command) => commands::vms::run(&command),
+        Command::Monitor(args) => monitor::run(&args.vm),
         Command::Image(verb) => images::run_verb(&verb),
         Command::Images(command) => images::run(&command),
         Command::Boot(args) => boot::run(*args),

@@ -15,11 +15,13 @@ pub enum Ended {
     Source,
     /// The other side takes no more.
     Sink,
+    /// What was copied asked for it.
+    Stopped,
 }
 
 /// Copies until one side ends. Descriptors that don't block are waited for: the caller's standard
 /// streams may be shared with a program that has made them so.
-pub fn copy<S, D>(mut from: &S, mut to: &D) -> Ended
+pub fn copy<S, D>(mut from: &S, to: &D) -> Ended
 where
     S: AsFd,
     for<'a> &'a S: Read,
@@ -32,14 +34,56 @@ where
             Ok(0) | Err(_) => return Ended::Source,
             Ok(length) => length,
         };
-        let mut rest = &buffer[..length];
-        while !rest.is_empty() {
-            match patiently(to, PollFlags::POLLOUT, || to.write(rest)) {
-                Ok(0) | Err(_) => return Ended::Sink,
-                Ok(written) => rest = &rest[written..],
-            }
+        if !write_all(to, &buffer[..length]) {
+            return Ended::Sink;
         }
     }
+}
+
+/// Copies what `filter` lets through, until it says stop. It gets what was read, and appends to the
+/// other what is to be written.
+pub fn copy_until<S, D>(
+    mut from: &S,
+    to: &D,
+    mut filter: impl FnMut(&[u8], &mut Vec<u8>) -> bool,
+) -> Ended
+where
+    S: AsFd,
+    for<'a> &'a S: Read,
+    D: AsFd,
+    for<'a> &'a D: Write,
+{
+    let mut buffer = vec![0; BUFFER];
+    let mut passed = Vec::new();
+    loop {
+        let length = match patiently(from, PollFlags::POLLIN, || from.read(&mut buffer)) {
+            Ok(0) | Err(_) => return Ended::Source,
+            Ok(length) => length,
+        };
+        passed.clear();
+        let stop = filter(&buffer[..length], &mut passed);
+        if !write_all(to, &passed) {
+            return Ended::Sink;
+        }
+        if stop {
+            return Ended::Stopped;
+        }
+    }
+}
+
+/// Writes everything; says whether the other side took it.
+fn write_all<D>(mut to: &D, mut rest: &[u8]) -> bool
+where
+    D: AsFd,
+    for<'a> &'a D: Write,
+{
+    while !rest.is_empty() {
+        match patiently(to, PollFlags::POLLOUT, || to.write(rest)) {
+            Ok(0) | Err(_) => return false,
+            Ok(written) => rest = &rest[written..],
+        }
+    }
+    true
 }
 
 /// Repeats an operation that was interrupted or that would block, after waiting.

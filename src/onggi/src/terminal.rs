@@ -126,6 +126,42 @@ impl EscapeFilter {
     }
 }
 
+/// Looks for a sequence of keys in what is typed, across reads.
+#[derive(Debug)]
+pub struct KeyFilter {
+    keys: Vec<u8>,
+    matched: usize,
+}
+
+impl KeyFilter {
+    /// Looks for these keys, of which there is at least one.
+    pub fn new(keys: Vec<u8>) -> Self {
+        Self { keys, matched: 0 }
+    }
+
+    /// Appends to `out` what is not part of the sequence; says whether all of it was typed, and drops
+    /// what follows then.
+    pub fn feed(&mut self, typed: &[u8], out: &mut Vec<u8>) -> bool {
+        for &key in typed {
+            if self.keys.get(self.matched) == Some(&key) {
+                self.matched += 1;
+                if self.matched == self.keys.len() {
+                    return true;
+                }
+                continue;
+            }
+            out.extend(&self.keys[..self.matched]);
+            self.matched = usize::from(self.keys.first() == Some(&key));
+            if self.matched == 0 {
+                out.push(key);
+            } else if self.keys.len() == 1 {
+                return true;
+            }
+        }
+        false
+    }
+}
+
 #[cfg(test)]
 #[path = "terminal_test.rs"]
 mod tests;

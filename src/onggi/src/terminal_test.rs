@@ -90,3 +90,23 @@ fn escapes() {
     assert_eq!(feed(&[b"\x01q", b"x"]), (vec![1, b'q', b'x'], Escape::Pass));
     assert_eq!(feed(&[b"\x01a", b"x"]), (vec![1, b'x'], Escape::Pass));
 }
+
+#[test]
+fn keys_that_leave_are_found_across_reads() {
+    let feed = |filter: &mut KeyFilter, typed: &[u8]| {
+        let mut out = Vec::new();
+        let stop = filter.feed(typed, &mut out);
+        (stop, out)
+    };
+    let new = || KeyFilter::new(vec![16, 17]);
+    assert_eq!(feed(&mut new(), b"ab\x10\x11cd"), (true, b"ab".to_vec()));
+    let mut filter = new();
+    assert_eq!(feed(&mut filter, b"a\x10"), (false, b"a".to_vec()));
+    assert_eq!(feed(&mut filter, b"b"), (false, b"\x10b".to_vec()));
+    assert_eq!(feed(&mut filter, b"\x10\x10"), (false, b"\x10".to_vec()));
+    assert_eq!(feed(&mut filter, b"\x11"), (true, Vec::new()));
+    assert_eq!(
+        feed(&mut KeyFilter::new(vec![1]), b"x\x01y"),
+        (true, b"x".to_vec())
+    );
+}

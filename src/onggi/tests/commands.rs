@@ -108,6 +108,7 @@ fn home_with_assets() -> tempfile::TempDir {
         format!("vmlinux-{arch}"),
         format!("guest-{arch}.erofs"),
         "scratch.ext4".to_owned(),
+        "volume.ext4".to_owned(),
     ] {
         fs::write(assets.join(name), [0; 4096]).unwrap();
     }
@@ -169,7 +170,7 @@ fn a_home_that_can_not_be_written() {
             .env("ONGGI_HOME", "/dev/null/home"),
     );
     assert!(
-        message.contains("/dev/null/home/vms can't be made"),
+        message.contains("/dev/null/home/containers can't be made"),
         "{message}"
     );
 }

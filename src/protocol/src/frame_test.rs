@@ -4,8 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Container, ExitStatus, FailureKind, GuestMessage, Hello, HostEntry, HostMessage, Opening,
-    Process, ProcessId, Resolver, Run, StreamKind, WindowSize,
+    Assist, Container, Exec, ExitStatus, FailureKind, GuestMessage, Hello, HostEntry, HostMessage,
+    Interface, Layer, Mount, MountSource, Opening, Process, ProcessId, Resolver, Run, StreamKind,
+    Task, WindowSize,
 };
 
 fn frame(body: &[u8]) -> Vec<u8> {
@@ -29,8 +30,37 @@ fn run() -> Run {
             stdin: true,
         },
         container: Container {
+            name: "0123456789ab".into(),
             hostname: "jar".into(),
-            layers: 3,
+            layers: vec![Layer {
+                partition: 1,
+                start: 2048,
+                sectors: 8,
+            }],
+            mounts: [
+                MountSource::Disk {
+                    serial: "onggi-vol-1".into(),
+                    populate: true,
+                },
+                MountSource::Tmpfs {
+                    size: Some(1 << 20),
+                    mode: None,
+                },
+                MountSource::Share {
+                    tag: "share0".into(),
+                    path: String::new(),
+                },
+            ]
+            .map(|source| Mount {
+                target: "/data".into(),
+                read_only: true,
+                source,
+            })
+            .into(),
+            read_only: false,
+            capabilities: vec!["CAP_CHOWN".into()],
+            privileged: false,
+            shm_bytes: 64 << 20,
             hosts: vec![HostEntry {
                 address: "10.0.0.1".parse().unwrap(),
                 names: vec!["one".into()],
@@ -74,7 +104,7 @@ fn every_message_survives_the_way() {
     let id = ProcessId(7);
     check(&[
         Opening::Hello(Hello {
-            version: 1,
+            version: 2,
             boot_id: "b".into(),
             kernel: "6.1".into(),
             uptime_us: u64::MAX,
@@ -90,10 +120,30 @@ fn every_message_survives_the_way() {
     ]);
     check(&[
         HostMessage::Welcome {
-            version: 1,
+            version: 2,
             time_ns: 1_800_000_000_000_000_000,
+            interfaces: vec![Interface {
+                mac: "02:00:00:00:00:01".into(),
+                addresses: vec![("10.0.0.2".parse().unwrap(), 24)],
+                gateways: vec!["10.0.0.1".parse().unwrap()],
+                mtu: Some(65520),
+            }],
         },
         HostMessage::Run(Box::new(run())),
+        HostMessage::Exec(Box::new(Exec {
+            id,
+            container: ProcessId(1),
+            process: run().process,
+            privileged: true,
+        })),
+        HostMessage::Assist(Box::new(Assist {
+            id,
+            container: run().container,
+            task: Task::Unpack {
+                path: "/srv".into(),
+                owners: true,
+            },
+        })),
         HostMessage::Signal { id, signal: 15 },
         HostMessage::Resize {
             id,

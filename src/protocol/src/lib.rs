@@ -24,8 +24,9 @@
 //! ```text
 //!   guest                                   host
 //!   Hello{version, boot_id, kernel} ──────►
-//!                                   ◄────── Welcome{version, time}
+//!                                   ◄────── Welcome{version, time, interfaces}
 //!                                   ◄────── Run{id, process, container}   (may follow at once)
+//!                                   ◄────── Exec{id, container, process}, Assist{id, container, task}
 //!   Stream{id, …} on connections of their own
 //!   Started{id, pid} or Failed{id, kind} ─►
 //!                                   ◄────── Signal{id}, Resize{id}        (any time)
@@ -36,8 +37,8 @@
 //!
 //! A side that sees another version than its own closes the connection. `Welcome` comes first from
 //! the host and only once. The host chooses ids; an id names one process for the life of the VM and
-//! is never used again. Each `Run` gets either one `Failed`, or one `Started` and later one
-//! `Exited`. Nothing follows `Failed` or `Exited` for that id. `Signal` and `Resize` for an id that
+//! is never used again. Each `Run`, `Exec` and `Assist` gets either one `Failed`, or one `Started` and
+//! later one `Exited`. Nothing follows `Failed` or `Exited` for that id. `Signal` and `Resize` for an id that
 //! has no running process are ignored: the process may have ended while they were under way. Those
 //! that arrive before the process has started are applied when it starts.
 //!
@@ -61,29 +62,44 @@
 //! * The host closes an output stream: the process's writes to it fail (`SIGPIPE`, `EPIPE`), and
 //!   for a terminal it is hung up (`SIGHUP`).
 //!
+//! # Containers
+//!
+//! `Run` makes a container, whose name in later messages is the id of its first process. When that
+//! one ends, so does the container, with every process in it, and all that was mounted for it goes:
+//! the guest has unmounted it before it sends `Exited`. What was written stays on the scratch disk,
+//! for a `Run` under the same [`Container::name`]. Several containers share the VM: its network,
+//! its memory, its clock; not files or processes.
+//!
+//! `Exec` runs a process in a container that runs; `Failed` of kind [`FailureKind::NoSuchContainer`]
+//! if it doesn't. `Assist` does something about a container ([`Task`]), whether it runs or not.
+//!
 //! # The end of a process
 //!
 //! The guest sends `Exited` only after it has written everything that the process and its children
-//! wrote before the process exited, and has closed the output streams. The process is PID 1 of its
-//! container: its end kills all others in it, so nobody can hold an output open. A reader that
-//! holds back an output therefore holds back `Exited`.
+//! wrote before the process exited, and has closed the output streams. What the children of an
+//! `Exec` write after its end is lost. A reader that holds back an output therefore holds back
+//! `Exited`.
 //!
 //! The connections are independent, so `Exited` may be *seen* before the last bytes. **The host has
 //! everything once it has read `Exited` and end-of-file on every output stream**, in whichever
 //! order.
 #![forbid(unsafe_code)]
 
+mod container;
 mod frame;
 mod message;
+mod task;
 
+pub use container::{Container, HostEntry, Interface, Layer, Mount, MountSource, Resolver};
 pub use frame::{FrameError, MAX_FRAME, read_frame, write_frame};
 pub use message::{
-    Container, ExitStatus, FailureKind, GuestMessage, Hello, HostEntry, HostMessage, Opening,
-    Process, ProcessId, Resolver, Run, StreamKind, WindowSize,
+    Assist, Exec, ExitStatus, FailureKind, GuestMessage, Hello, HostMessage, Opening, Process,
+    ProcessId, Run, StreamKind, WindowSize,
 };
+pub use task::{PathStat, ProcessEntry, Stats, Task};
 
 /// Version of this protocol: it changes with every change of a message's meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The vsock port on which the host listens.
 pub const PORT: u32 = 1024;

@@ -1,9 +1,10 @@
 //! The messages. Their order and meaning are on the crate's page.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::{Container, Interface, Task};
 
 /// Names one process for the life of a VM. The host chooses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -70,9 +71,15 @@ pub enum HostMessage {
         /// The host's wall clock, in nanoseconds since the Unix epoch. The guest sets its own by it
         /// if they differ by more than a second.
         time_ns: u64,
+        /// The VM's network interfaces, which the guest sets up before anything runs.
+        interfaces: Vec<Interface>,
     },
-    /// Run a process in a new container.
+    /// Make a container and run a process in it, its first.
     Run(Box<Run>),
+    /// Run another process in a container.
+    Exec(Box<Exec>),
+    /// Do something about a container that is no program of its own.
+    Assist(Box<Assist>),
     /// Send a signal to a process.
     Signal {
         /// The process.
@@ -132,6 +139,34 @@ pub struct Run {
     pub container: Container,
 }
 
+/// Another process for a container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// The process's name from now on.
+    pub id: ProcessId,
+    /// The first process of the container.
+    pub container: ProcessId,
+    /// What to run. Its environment is all that it gets beside what every process gets; an empty
+    /// working directory is that of the container's first process.
+    pub process: Process,
+    /// Whether it has every capability, whatever the container has.
+    pub privileged: bool,
+}
+
+/// A task for the guest, with streams and an end like those of a process; see [`Task`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assist {
+    /// The task's name from now on.
+    pub id: ProcessId,
+    /// The container that it is about. If none of that name runs, its root and its mounts are
+    /// there for the length of the task.
+    pub container: Container,
+    /// What to do.
+    pub task: Task,
+}
+
 /// What to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -161,42 +196,6 @@ pub struct WindowSize {
     pub rows: u16,
     /// Characters in a line.
     pub columns: u16,
-}
-
-/// Where to run a process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Container {
-    /// The host name, at most 64 bytes; empty leaves the guest's own.
-    pub hostname: String,
-    /// How many partitions of the layers' disk make up the root: the first is the lowest.
-    pub layers: u32,
-    /// Lines of `/etc/hosts` beyond those for the loopback addresses.
-    pub hosts: Vec<HostEntry>,
-    /// What `/etc/resolv.conf` says.
-    pub resolver: Resolver,
-}
-
-/// A line of `/etc/hosts`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HostEntry {
-    /// The address.
-    pub address: IpAddr,
-    /// Its names; none of them holds white space.
-    pub names: Vec<String>,
-}
-
-/// What `/etc/resolv.conf` says.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Resolver {
-    /// Name servers.
-    pub nameservers: Vec<IpAddr>,
-    /// Domains in which short names are looked for.
-    pub search: Vec<String>,
-    /// Options, such as `ndots:1`.
-    pub options: Vec<String>,
 }
 
 /// How a process ended.
@@ -232,6 +231,8 @@ pub enum FailureKind {
     NoSuchUser,
     /// The working directory is not a directory and can't be made one.
     NoSuchDirectory,
+    /// The container doesn't run (any more).
+    NoSuchContainer,
     /// A disk is missing, or one of its file systems can't be mounted.
     Storage,
     /// The request makes no sense: no program, an id that has been used, a host name too long.

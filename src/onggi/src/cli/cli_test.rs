@@ -33,21 +33,30 @@ fn flags_after_the_image_are_the_commands() {
     let args = run(&[
         "-it", "-e", "A=b", "debian", "ls", "-i", "--name", "-la", "--", "-x",
     ]);
+    let args = &args.container;
     assert!(args.interactive && args.tty && args.name.is_none());
     assert_eq!(args.image(), "debian");
     assert_eq!(args.command(), ["ls", "-i", "--name", "-la", "--", "-x"]);
 
     let args = run(&["debian", "-t", "--bogus"]);
-    assert!(!args.tty);
-    assert_eq!(args.command(), ["-t", "--bogus"]);
-    assert!(run(&["debian"]).command().is_empty());
+    assert!(!args.container.tty);
+    assert_eq!(args.container.command(), ["-t", "--bogus"]);
+    assert!(run(&["debian"]).container.command().is_empty());
+    let Ok(Command::Exec(args)) = parse(&["exec", "-it", "web", "ls", "-d", "--user"]) else {
+        panic!();
+    };
+    assert_eq!((args.container(), args.detach), ("web", false));
+    assert_eq!(args.command(), ["ls", "-d", "--user"]);
 }
 
 #[test]
 fn defaults() {
     let args = run(&["debian"]);
-    assert_eq!((args.cpus, args.memory), (1, MemorySize(256 << 20)));
-    assert_eq!(args.pull, PullPolicy::Missing);
+    assert!(args.sig_proxy && !args.detach);
+    assert_eq!(args.detach_keys.0, [16, 17]);
+    assert_eq!((args.container.cpus, args.container.memory), (None, None));
+    assert_eq!(args.container.pull, PullPolicy::Missing);
+    assert!(!run(&["--sig-proxy=false", "debian"]).sig_proxy);
     let Ok(Command::Boot(args)) = parse(&["boot", "-k", "vmlinux", "-d", "a,ro", "-d", "b"]) else {
         panic!();
     };
@@ -109,6 +118,22 @@ fn wrong_flags_in_one_sentence() {
             &["run", "--cpus", "1.5", "i"],
             "invalid value '1.5' for '--cpus <N>': a VM has from 1 to 32 whole vCPUs",
             "see 'onggi run --help'",
+        ),
+        (
+            &["run", "--rm", "--restart", "always", "i"],
+            "the argument '--rm' cannot be used with '--restart <POLICY>'",
+            "see 'onggi run --help'",
+        ),
+        (
+            &["run", "--restart", "often", "i"],
+            "invalid value 'often' for '--restart <POLICY>': a restart policy is no, always, \
+             unless-stopped or on-failure[:N], not 'often'",
+            "see 'onggi run --help'",
+        ),
+        (
+            &["exec", "web"],
+            "2 values required by '<CONTAINER> <COMMAND>...'; only 1 was provided",
+            "see 'onggi exec --help'",
         ),
         (
             &["boot"],

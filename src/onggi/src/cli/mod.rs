@@ -1,17 +1,20 @@
 //! The command line: names, meanings and help texts. Where Docker has a flag, it is Docker's.
 
 mod balloon;
+pub mod container_values;
+mod containers;
 mod images;
 mod usage;
 mod values;
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::vmm::VmmArgs;
 
 pub use balloon::BalloonSpec;
+pub use containers::*;
 pub use images::{
     ImageCommand, ImageVerb, ImagesArgs, InspectImageArgs, LoadArgs, LoginArgs, LogoutArgs,
     PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs,
@@ -36,6 +39,48 @@ pub struct Cli {
 pub enum Command {
     /// Run a command in a container from an image, in a microVM of its own
     Run(Box<RunArgs>),
+    /// Make a container and don't start it
+    Create(Box<CreateArgs>),
+    /// Start containers that don't run
+    Start(StartArgs),
+    /// Ask containers to end, and kill those that don't
+    Stop(StopArgs),
+    /// Stop containers and start them again
+    Restart(StopArgs),
+    /// Send a signal to containers
+    Kill(KillArgs),
+    /// Remove containers
+    Rm(RmArgs),
+    /// List containers
+    Ps(PsArgs),
+    /// Run another command in a container
+    Exec(Box<ExecArgs>),
+    /// Connect to the streams of a container's command
+    Attach(AttachArgs),
+    /// Show what a container has written
+    Logs(LogsArgs),
+    /// Copy files out of a container or into it
+    Cp(CpArgs),
+    /// Show the processes of a container
+    Top(TopArgs),
+    /// Show what containers use
+    Stats(StatsArgs),
+    /// Show all that is known of containers
+    Inspect(InspectArgs),
+    /// Wait until containers end, and print their exit statuses
+    Wait(WaitArgs),
+    /// Give a container another name
+    Rename(RenameArgs),
+    /// Show the ports of a container that the host's lead to
+    Port(PortArgs),
+    /// Look after volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Look after microVMs that outlive their containers
+    #[command(subcommand)]
+    Vm(VmCommand),
+    #[command(hide = true)]
+    Monitor(MonitorArgs),
     #[command(flatten)]
     Image(ImageVerb),
     /// Do with images what the commands of one word do, and more
@@ -50,81 +95,6 @@ pub enum Command {
     Disk(DiskCommand),
     /// Show the version of onggi
     Version,
-}
-
-#[derive(Debug, Args)]
-#[command(override_usage = "onggi run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
-#[command(after_help = RUN_EXAMPLES, disable_help_flag = true)]
-pub struct RunArgs {
-    /// Keep standard input open and hand it to the command
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Name of the container, unique among those that run
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Set an environment variable; without a value, take it from onggi's own environment
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub env: Vec<String>,
-    /// Read environment variables from a file, one a line
-    #[arg(long, value_name = "FILE")]
-    pub env_file: Vec<PathBuf>,
-    /// Working directory inside the container
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User, and group, that the command runs as; names or numbers
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
-    /// Program to run in place of the image's entrypoint
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<String>,
-    /// Host name of the container [default: its ID]
-    #[arg(short = 'h', long, value_name = "NAME")]
-    pub hostname: Option<String>,
-    /// Number of vCPUs, 1 to 32
-    #[arg(long, value_name = "N", default_value = "1", value_parser = values::cpus)]
-    pub cpus: u8,
-    /// Memory of the VM, with a suffix b, k, m or g
-    #[arg(short, long, value_name = "SIZE", default_value = "256m")]
-    pub memory: MemorySize,
-    /// When to fetch the image
-    #[arg(long, value_enum, default_value = "missing")]
-    pub pull: PullPolicy,
-    /// Show no progress while fetching
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Accepted for Docker's sake: a container always goes with its VM
-    #[arg(long)]
-    pub rm: bool,
-    /// Print help
-    #[arg(long, action = ArgAction::Help)]
-    help: Option<bool>,
-    /// The image, then what to run in it: everything after the image is the command's
-    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
-    #[arg(num_args = 1..)]
-    image_and_command: Vec<String>,
-}
-
-impl RunArgs {
-    pub fn image(&self) -> &str {
-        self.image_and_command.first().map_or("", String::as_str)
-    }
-
-    pub fn command(&self) -> &[String] {
-        self.image_and_command.get(1..).unwrap_or_default()
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PullPolicy {
-    /// Where the store hasn't got it
-    Missing,
-    /// Every time
-    Always,
-    /// Not at all
-    Never,
 }
 
 #[derive(Debug, Subcommand)]
@@ -227,15 +197,6 @@ Examples:
   onggi boot -k vmlinux -d root.ext4  a plain microVM
 
 'onggi COMMAND --help' tells more of a command.";
-
-const RUN_EXAMPLES: &str = "\
-Examples:
-  onggi run oci:./image echo hello
-  onggi run -it --rm -e TERM debian bash
-  echo 6*7 | onggi run -i --cpus 2 -m 512m docker-archive:python.tar python3
-
-Exit status: the command's own; 128+N when signal N ended it; 127 when it was not
-found, 126 when it can't be executed, 125 when onggi itself failed.";
 
 const BOOT_EXAMPLES: &str = "\
 Examples:

@@ -105,31 +105,8 @@ pub struct MemorySize(pub u64);
 impl FromStr for MemorySize {
     type Err = ValueError;
 
-    /// Docker's sizes: digits, perhaps with a fraction, and a suffix for powers of 1024, `b` if
-    /// there is none.
     fn from_str(text: &str) -> Result<MemorySize, ValueError> {
-        let lower = text.to_ascii_lowercase();
-        let number_end = lower
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(lower.len());
-        let (number, suffix) = lower.split_at(number_end);
-        let shift = match suffix {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            "t" | "tb" | "tib" => 40,
-            _ => return Err(ValueError::Size),
-        };
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() || fraction.contains('.') {
-            return Err(ValueError::Size);
-        }
-        let whole: u64 = whole.parse().map_err(|_| ValueError::TooLarge)?;
-        let bytes = whole
-            .checked_mul(1 << shift)
-            .and_then(|bytes| bytes.checked_add(fraction_of(fraction, shift)))
-            .ok_or(ValueError::TooLarge)?;
+        let bytes = bytes(text)?;
         if bytes < 1 << 20 {
             return Err(ValueError::TooSmall);
         }
@@ -138,6 +115,33 @@ impl FromStr for MemorySize {
             .map(MemorySize)
             .ok_or(ValueError::TooLarge)
     }
+}
+
+/// Docker's sizes in bytes: digits, perhaps with a fraction, and a suffix for powers of 1024, `b` if
+/// there is none.
+pub fn bytes(text: &str) -> Result<u64, ValueError> {
+    let lower = text.to_ascii_lowercase();
+    let number_end = lower
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(lower.len());
+    let (number, suffix) = lower.split_at(number_end);
+    let shift = match suffix {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(ValueError::Size),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.contains('.') {
+        return Err(ValueError::Size);
+    }
+    let whole: u64 = whole.parse().map_err(|_| ValueError::TooLarge)?;
+    whole
+        .checked_mul(1 << shift)
+        .and_then(|bytes| bytes.checked_add(fraction_of(fraction, shift)))
+        .ok_or(ValueError::TooLarge)
 }
 
 /// What the digits after the point are of `1 << shift`, rounded down. More than nine digits don't

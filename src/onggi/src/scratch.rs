@@ -1,7 +1,7 @@
-//! A VM's own disk: a private copy of the template of an empty file system, without a name, so that
-//! it is gone with the process however that ends.
+//! A VM's own disks: private copies of the template of an empty file system. One without a name is
+//! gone with the process however that ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -18,7 +18,7 @@ pub enum Error {
     #[error("the template of an empty disk {} can't be read", .0.display())]
     Template(PathBuf, #[source] io::Error),
     /// The copy can't be made.
-    #[error("a disk for the VM can't be made in {}", .0.display())]
+    #[error("a disk for the VM can't be made at {}", .0.display())]
     Copy(PathBuf, #[source] io::Error),
 }
 
@@ -28,15 +28,41 @@ impl Explain for Error {}
 ///
 /// # Errors
 /// See [`Error`].
-pub fn create(template: &Path, directory: &Path) -> Result<File, Error> {
-    let source =
-        File::open(template).map_err(|error| Error::Template(template.to_owned(), error))?;
-    nameless(directory)
+pub fn nameless(template: &Path, directory: &Path) -> Result<File, Error> {
+    let source = open(template)?;
+    unnamed(directory)
         .and_then(|copy| {
             copy_sparse(&source, &copy)?;
             Ok(copy)
         })
         .map_err(|error| Error::Copy(directory.to_owned(), error))
+}
+
+/// Copies `template` to `path`, unless there is something already; the copy is whole or not there.
+///
+/// # Errors
+/// See [`Error`].
+pub fn named(template: &Path, path: &Path) -> Result<(), Error> {
+    if path.exists() {
+        return Ok(());
+    }
+    let source = open(template)?;
+    let unfinished = path.with_extension("tmp");
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(true);
+    options
+        .mode(0o600)
+        .open(&unfinished)
+        .and_then(|copy| copy_sparse(&source, &copy))
+        .and_then(|()| fs::rename(&unfinished, path))
+        .map_err(|error| {
+            let _ = fs::remove_file(&unfinished);
+            Error::Copy(path.to_owned(), error)
+        })
+}
+
+fn open(template: &Path) -> Result<File, Error> {
+    File::open(template).map_err(|error| Error::Template(template.to_owned(), error))
 }
 
 /// The path by which a file without a name can be opened again in this process.
@@ -46,7 +72,7 @@ pub fn path_of(file: &File) -> PathBuf {
 
 /// Opens a new file that has no name. Where the file system of `directory` has no such files (9p,
 /// older overlays), the one for temporary files may; else the file gets a name and loses it at once.
-fn nameless(directory: &Path) -> io::Result<File> {
+fn unnamed(directory: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     for place in [directory, &std::env::temp_dir()] {
@@ -57,7 +83,7 @@ fn nameless(directory: &Path) -> io::Result<File> {
     }
     let path = directory.join(format!("{}.tmp", std::process::id()));
     let file = options.create_new(true).open(&path)?;
-    std::fs::remove_file(&path)?;
+    fs::remove_file(&path)?;
     Ok(file)
 }
 
@@ -132,8 +158,6 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64, skip_zeros: bool) ->
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn template(directory: &Path) -> PathBuf {
@@ -163,7 +187,7 @@ mod tests {
         let place = directory.path().join("scratch");
         fs::create_dir(&place).unwrap();
 
-        let copy = create(&template, &place).unwrap();
+        let copy = nameless(&template, &place).unwrap();
         assert_eq!(fs::read_dir(&place).unwrap().count(), 0, "no name");
         assert_eq!(copy.metadata().unwrap().len(), 256 << 20);
         assert!(copy.metadata().unwrap().blocks() * 512 < 1 << 20, "sparse");
@@ -192,7 +216,7 @@ mod tests {
     /// /proc is a file system without such files.
     #[test]
     fn a_place_that_has_no_nameless_files() {
-        let file = nameless(Path::new("/proc")).unwrap();
+        let file = unnamed(Path::new("/proc")).unwrap();
         file.write_all_at(b"x", 0).unwrap();
         assert_eq!(read(&file, 0, 1), "x");
     }
@@ -202,11 +226,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
         assert!(matches!(
-            create(&missing, directory.path()),
+            nameless(&missing, directory.path()),
             Err(Error::Template(..))
         ));
         let template = template(directory.path());
-        assert!(matches!(create(&template, &missing), Err(Error::Copy(..))));
-        assert!(matches!(create(&template, &template), Err(Error::Copy(..))));
+        assert!(matches!(
+            nameless(&template, &missing),
+            Err(Error::Copy(..))
+        ));
+        assert!(matches!(
+            nameless(&template, &template),
+            Err(Error::Copy(..))
+        ));
     }
 }
