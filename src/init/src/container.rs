@@ -2,9 +2,10 @@
 //! streams, and the command that starts it.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use onggi_protocol::{Container, FailureKind, Process, ProcessId, Run};
@@ -41,6 +42,8 @@ pub struct Workshop {
     pub helper: PathBuf,
     /// Where cgroup2 is mounted.
     pub cgroups: PathBuf,
+    /// The VM's address, once it has one.
+    pub address: OnceLock<IpAddr>,
 }
 
 impl Workshop {
@@ -117,7 +120,7 @@ impl Workshop {
             cgroup: Some(Cgroup::of(&self.cgroups, name)),
             root: None,
         };
-        let made = write_bundle(&root, &self.bundles.join(name), run);
+        let made = write_bundle(&root, &self.bundles.join(name), self.address.get(), run);
         remains.root = Some(root);
         match made {
             Ok(made) => Ok((remains, made)),
@@ -187,7 +190,12 @@ pub(crate) fn check_container(container: &Container) -> Result<(), Failure> {
     mounts::check(&container.mounts)
 }
 
-fn write_bundle(mounted: &Root, bundle: &Path, run: &Run) -> Result<Made, Failure> {
+fn write_bundle(
+    mounted: &Root,
+    bundle: &Path,
+    address: Option<&IpAddr>,
+    run: &Run,
+) -> Result<Made, Failure> {
     let unwritable = || {
         Failure::because(
             FailureKind::Internal,
@@ -216,7 +224,7 @@ fn write_bundle(mounted: &Root, bundle: &Path, run: &Run) -> Result<Made, Failur
     let first = process.args.first().map(String::as_str).unwrap_or_default();
     program::find(&root, first, &environment, &cwd, &user, &program::MOUNTED)?;
 
-    network_files::write(bundle, container, hostname).map_err(unwritable())?;
+    network_files::write(bundle, container, hostname, address).map_err(unwritable())?;
     let devices = match container.privileged {
         true => devices::list(Path::new("/dev")),
         false => Vec::new(),

@@ -24,6 +24,8 @@ mod devices;
 mod environment;
 mod kernel;
 mod mounts;
+mod netlink;
+mod network;
 mod network_files;
 mod populate;
 mod process;

@@ -2,7 +2,6 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -11,14 +10,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, sethostname};
 use onggi_protocol::{Hello, VERSION};
 
 use crate::kernel;
+use crate::netlink::Netlink;
 
 /// The directory for everything that this program makes at run time.
 pub const RUN: &str = "/run/onggi";
@@ -77,6 +74,9 @@ const SETTINGS: [(&str, &str); 2] = [
 /// Docker's limit of open files: what images are tried with.
 const OPEN_FILES: u64 = 1 << 20;
 
+/// The index of the loopback interface, always.
+const LOOPBACK: u32 = 1;
+
 /// A step without which nothing works.
 #[derive(Debug, thiserror::Error)]
 pub enum SetUpError {
@@ -104,7 +104,7 @@ pub fn set_up() -> Result<(), SetUpError> {
     // Containers inherit the limits; the VM's size is what really limits them.
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES);
     let _ = setrlimit(Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY);
-    if let Err(error) = loopback_up() {
+    if let Err(error) = Netlink::open().and_then(|netlink| netlink.up(LOOPBACK, None)) {
         say(&format!(
             "the loopback interface can't be brought up: {error}"
         ));
@@ -128,53 +128,6 @@ fn mount_file_system(kind: &str, target: &str, flags: MsFlags, options: &str) ->
         Err(Errno::EBUSY) => Ok(()),
         mounted => Ok(mounted?),
     }
-}
-
-/// Asks over rtnetlink(7) for interface 1, which is always the loopback, to be up.
-fn loopback_up() -> io::Result<()> {
-    const ACK_LENGTH: usize = 20;
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    let message = link_up(1);
-    sendto(
-        netlink.as_raw_fd(),
-        &message,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
-    let mut answer = [0; 128];
-    let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    // An acknowledgement is a header and an error number, which is zero for success.
-    let error = answer.get(16..ACK_LENGTH).filter(|_| length >= ACK_LENGTH);
-    match error
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(i32::from_ne_bytes)
-    {
-        Some(0) => Ok(()),
-        Some(error) => Err(io::Error::from_raw_os_error(-error)),
-        None => Err(io::ErrorKind::InvalidData.into()),
-    }
-}
-
-/// `struct nlmsghdr` and `struct ifinfomsg` of an `RTM_NEWLINK` that raises `IFF_UP`.
-fn link_up(index: i32) -> Vec<u8> {
-    const LENGTH: u32 = 32;
-    let up = libc::IFF_UP.cast_unsigned();
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-    let mut message = Vec::with_capacity(LENGTH as usize);
-    message.extend(LENGTH.to_ne_bytes());
-    message.extend(libc::RTM_NEWLINK.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend([0; 8]); // sequence number and sender
-    message.extend([0; 4]); // family, padding, type
-    message.extend(index.to_ne_bytes());
-    message.extend(up.to_ne_bytes());
-    message.extend(up.to_ne_bytes()); // the flags that change
-    message
 }
 
 /// What the guest says of itself.
@@ -261,13 +214,6 @@ short
                 "/run/onggi/scratch"
             ]
         );
-    }
-
-    #[test]
-    fn the_request_for_the_loopback_is_as_long_as_it_says() {
-        let message = link_up(1);
-        assert_eq!(message.len(), 32);
-        assert_eq!(message[..4], 32u32.to_ne_bytes());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use onggi_init::container::Workshop;
 use onggi_init::disks::Disks;
@@ -67,5 +68,6 @@ fn end() -> End {
         runtime: Runtime(RUNTIME.into()),
         helper: HELPER.into(),
         cgroups: CGROUPS.into(),
+        address: OnceLock::new(),
     })
 }

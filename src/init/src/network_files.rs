@@ -2,6 +2,7 @@
 //! of the image and binds them over the image's own; so do we.
 
 use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::{fs, io};
 
@@ -10,17 +11,25 @@ use onggi_protocol::Container;
 /// The files' names in `/etc` and in the directory that they are written to.
 pub const NAMES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
-/// Writes the files.
+/// The host name's address where there's no network, as Debian has it.
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
+
+/// Writes the files. The address is the VM's, if it has one.
 ///
 /// # Errors
 /// When there's no space.
-pub fn write(directory: &Path, container: &Container, hostname: &str) -> io::Result<()> {
+pub fn write(
+    directory: &Path,
+    container: &Container,
+    hostname: &str,
+    address: Option<&IpAddr>,
+) -> io::Result<()> {
     fs::write(directory.join("hostname"), format!("{hostname}\n"))?;
-    fs::write(directory.join("hosts"), hosts(container, hostname))?;
+    fs::write(directory.join("hosts"), hosts(container, hostname, address))?;
     fs::write(directory.join("resolv.conf"), resolv_conf(container))
 }
 
-fn hosts(container: &Container, hostname: &str) -> String {
+fn hosts(container: &Container, hostname: &str, address: Option<&IpAddr>) -> String {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -38,7 +47,8 @@ fn hosts(container: &Container, hostname: &str) -> String {
         .iter()
         .any(|entry| entry.names.iter().any(|name| name == hostname))
     {
-        let _ = writeln!(text, "127.0.1.1\t{hostname}");
+        let address = address.copied().unwrap_or(LOOPBACK);
+        let _ = writeln!(text, "{address}\t{hostname}");
     }
     text
 }
@@ -63,9 +73,9 @@ mod tests {
 
     use super::*;
 
-    fn written(container: &Container) -> [String; 3] {
+    fn written(container: &Container, address: Option<IpAddr>) -> [String; 3] {
         let directory = tempfile::tempdir().unwrap();
-        write(directory.path(), container, "jar").unwrap();
+        write(directory.path(), container, "jar", address.as_ref()).unwrap();
         NAMES.map(|name| fs::read_to_string(directory.path().join(name)).unwrap())
     }
 
@@ -86,11 +96,17 @@ mod tests {
 
     #[test]
     fn a_container_without_network_knows_itself() {
-        let [hostname, hosts, resolver] = written(&container());
+        let [hostname, hosts, resolver] = written(&container(), None);
         assert_eq!(hostname, "jar\n");
         assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"), "{hosts}");
         assert!(hosts.ends_with("127.0.1.1\tjar\n"), "{hosts}");
         assert_eq!(resolver, "");
+    }
+
+    #[test]
+    fn the_host_name_has_the_vms_address() {
+        let [_, hosts, _] = written(&container(), Some("fd00::9".parse().unwrap()));
+        assert!(hosts.ends_with("fd00::9\tjar\n"), "{hosts}");
     }
 
     #[test]
@@ -111,7 +127,7 @@ mod tests {
             search: vec!["lan".into(), "example".into()],
             options: vec!["ndots:2".into()],
         };
-        let [_, hosts, resolver] = written(&container);
+        let [_, hosts, resolver] = written(&container, Some("10.0.0.9".parse().unwrap()));
         assert!(
             hosts.ends_with("10.0.0.2\tjar\nfd00::3\tdb db.lan\n"),
             "{hosts}"

@@ -16,15 +16,15 @@ use std::{fmt, io, thread};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use onggi_protocol::{
-    Assist, Exec, ExitStatus as Ended, FailureKind, FrameError, GuestMessage, HostMessage,
-    Interface, Opening, ProcessId, Run, VERSION, WindowSize, read_frame, write_frame,
+    Assist, Exec, ExitStatus as Ended, FailureKind, FrameError, GuestMessage, HostMessage, Opening,
+    ProcessId, Run, VERSION, WindowSize, read_frame, write_frame,
 };
 
 use crate::container::Workshop;
 use crate::failure::Failure;
 use crate::process::{Building, Container, Prepared, Remains, Running, Unstarted};
 use crate::transport::Connection;
-use crate::{clock, kernel, machine, signals};
+use crate::{clock, kernel, machine, network, signals};
 
 /// How many events may wait. Whoever tells of more waits himself.
 const QUEUE: usize = 64;
@@ -195,9 +195,13 @@ impl Session {
                 }
                 *welcomed = true;
                 clock::set(time_ns);
-                if let Err(failure) = self.set_up_network(&interfaces) {
+                if let Err(failure) = network::set_up(&interfaces) {
                     self.tell_failure(None, &failure)?;
                     return Ok(Some(End::Failed(failure)));
+                }
+                if let Some(address) = network::own_address(&interfaces) {
+                    // It's set here only, and once.
+                    let _ = self.workshop.address.set(address);
                 }
             }
             HostMessage::Welcome { .. } => return self.give_up("the host says welcome twice"),
@@ -210,10 +214,6 @@ impl Session {
             HostMessage::Resize { id, size } => self.resize(id, size),
         }
         Ok(None)
-    }
-
-    fn set_up_network(&mut self, _interfaces: &[Interface]) -> Result<(), Failure> {
-        Ok(())
     }
 
     fn give_up(&self, message: impl Into<String>) -> Result<Option<End>, Failure> {

@@ -165,13 +165,14 @@ fn a_process_is_executed_in_a_container_that_runs() {
     let first = Process {
         cwd: "/srv".into(),
         env: vec!["FIRST=1".into()],
-        ..shell("echo inside >/file; mkfifo /f; echo >/f; exec sleep 1000")
+        ..shell("echo inside >/file; echo ready; exec sleep 1000")
     };
     let first = guest.run_in(first, container);
     guest.started(first);
-    let look = "cat /f; cat /file; hostname; pwd; echo \"$FIRST\" $PATH $HOME $HOSTNAME; id; \
-                grep Cap /proc/self/status; umask; readlink /proc/self/fd/0; \
-                tr '\\0' ' ' </proc/1/cmdline; echo err >&2; exit 7";
+    let mut stdout = guest.stream(first, StreamKind::Stdout);
+    stdout.read_exact(&mut [0; 6]).unwrap();
+    let look = "cat /file; hostname; pwd; echo \"$FIRST\" $PATH $HOME $HOSTNAME; id; \
+                grep Cap /proc/self/status; umask; readlink /proc/self/fd/0; echo err >&2; exit 7";
     let look = Process {
         cwd: String::new(),
         ..shell(look)
@@ -180,10 +181,10 @@ fn a_process_is_executed_in_a_container_that_runs() {
     let outcome = guest.outcome(id);
     let capabilities = "00000000a80425fb";
     let expected = format!(
-        "\ninside\njar\n/srv\n /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        "inside\njar\n/srv\n /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
          /root jar\nuid=0(root) gid=0 groups=0\nCapInh:\t0000000000000000\n\
          CapPrm:\t{capabilities}\nCapEff:\t{capabilities}\nCapBnd:\t{capabilities}\n\
-         CapAmb:\t0000000000000000\n0022\n/dev/null\nsleep 1000 "
+         CapAmb:\t0000000000000000\n0022\n/dev/null\n"
     );
     assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
     assert_eq!(outcome.stderr, "err\n");
@@ -483,7 +484,9 @@ fn a_container_tells_what_it_uses_and_who_runs() {
     guests_only_where_possible!();
     let mut guest = Guest::start();
     let container = container(2);
-    let busy = shell("i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; echo x; exec sleep 1000");
+    let busy = shell(
+        "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; echo x; while :; do sleep 1; done",
+    );
     let first = guest.run_in(busy, container.clone());
     let pid = guest.started(first);
     let mut stdout = guest.stream(first, StreamKind::Stdout);
@@ -512,13 +515,13 @@ fn a_container_tells_what_it_uses_and_who_runs() {
     let outcome = guest.outcome(task);
     let list: Vec<ProcessEntry> = serde_json::from_slice(&outcome.bytes).unwrap();
     let of = |pid| list.iter().find(|entry| entry.pid == pid).unwrap();
-    assert_eq!(of(pid).command, "sleep 1000");
+    assert!(of(pid).command.starts_with("sh -c i=0; while "));
     assert_eq!(
         (of(pid).uid, of(pid).ppid, of(pid).tty.as_str()),
         (0, 1, "?")
     );
     assert_eq!((of(other).uid, of(other).tty.as_str()), (1000, "pts/0"));
-    assert_eq!(list.len(), 2);
+    assert!(list.len() >= 2);
 
     end(&guest, first);
     let task = guest.assist(&container, Task::Stats);

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -114,6 +115,7 @@ pub fn be_the_guest() {
         bundles: "/run/onggi/containers".into(),
         helper: env!("CARGO_BIN_EXE_onggi-init").into(),
         cgroups: CGROUPS.into(),
+        address: OnceLock::new(),
     });
     let _ = writeln!(std::io::stderr(), "{end}");
     std::process::exit(0);
@@ -187,6 +189,15 @@ impl Guest {
 
     /// A guest that has said hello and waits.
     pub fn start_unwelcomed() -> Self {
+        Self::start_after("")
+    }
+
+    /// A guest with a network of its own, which these commands have made, that waits.
+    pub fn start_with_network(commands: &str) -> Self {
+        Self::start_after(commands)
+    }
+
+    fn start_after(network: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         lay_out(directory.path());
         let listener = UnixListener::bind(directory.path().join("host")).unwrap();
@@ -200,6 +211,8 @@ impl Guest {
                 "--ipc",
                 "--mount-proc",
             ])
+            .args((!network.is_empty()).then_some("--net"))
+            .args(["sh", "-ec", &format!("{network}\nexec \"$@\""), "sh"])
             .args(["env", "--block-signal=CHLD,INT,PWR,TERM"])
             .arg(env::current_exe().unwrap())
             .args(["guest", "--exact", "--nocapture"])
