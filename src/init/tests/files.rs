@@ -5,11 +5,13 @@ mod common;
 use std::fs;
 use std::io::Write;
 use std::net::Shutdown;
+use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
 use common::{Guest, Outcome, be_the_guest, container, possible, program, read_bytes, shell};
 use onggi_protocol::{
-    Container, ExitStatus, FailureKind, HostMessage, PathStat, ProcessId, StreamKind, Task,
+    Container, ExitStatus, FailureKind, HostMessage, Mount, MountSource, PathStat, ProcessId,
+    StreamKind, Task,
 };
 
 /// Not a test: the process that the others start to be their guest.
@@ -204,4 +206,190 @@ fn a_root_that_is_read_only_takes_no_files() {
         pack(&mut guest, &container, "/etc").status,
         ExitStatus::Code(0)
     );
+}
+
+fn volume(serial: &str, target: &str, read_only: bool) -> Mount {
+    Mount {
+        target: target.into(),
+        read_only,
+        source: MountSource::Disk {
+            serial: serial.into(),
+            populate: true,
+        },
+    }
+}
+
+fn tmpfs(target: &str, size: Option<u64>, mode: Option<u32>) -> Mount {
+    Mount {
+        target: target.into(),
+        read_only: false,
+        source: MountSource::Tmpfs { size, mode },
+    }
+}
+
+fn share(target: &str, path: &str, read_only: bool) -> Mount {
+    Mount {
+        target: target.into(),
+        read_only,
+        source: MountSource::Share {
+            tag: "host".into(),
+            path: path.into(),
+        },
+    }
+}
+
+fn with(mounts: &[Mount]) -> Container {
+    Container {
+        mounts: mounts.into(),
+        ..container(2)
+    }
+}
+
+/// A guest with volumes and a directory of the host's.
+fn guest_with_volumes() -> Guest {
+    let guest = Guest::start();
+    for directory in ["volumes/one", "volumes/two", "shares/host/sub"] {
+        fs::create_dir_all(guest.directory.path().join(directory)).unwrap();
+    }
+    let shared = guest.directory.path().join("shares/host");
+    fs::write(shared.join("sub/file"), "shared").unwrap();
+    symlink("/etc", shared.join("out")).unwrap();
+    guest
+}
+
+#[test]
+fn a_volume_gets_what_the_image_has_and_outlives_the_container() {
+    guests_only_where_possible!();
+    let mut guest = guest_with_volumes();
+    let container = with(&[
+        volume("one", "/etc", false),
+        volume("two", "/new/place", false),
+    ]);
+    let look =
+        "cat /etc/which; stat -c %a /new/place; echo more >/etc/more; cp /etc/more /new/place";
+    let outcome = guest.shell_in(&container, look);
+    assert_eq!(outcome.stdout, "upper755\n", "{}", outcome.stderr);
+    let kept = guest.directory.path().join("volumes/one");
+    assert_eq!(fs::read_to_string(kept.join("more")).unwrap(), "more\n");
+    // Another one finds it, where the image has something else.
+    let other = with(&[volume("one", "/bin2", false), volume("one", "/etc", true)]);
+    let look = "cat /bin2/more /etc/more; echo x >/bin2/x; cat /etc/x; touch /etc/y || echo no";
+    assert_eq!(guest.shell_in(&other, look).stdout, "more\nmore\nx\nno\n");
+}
+
+#[test]
+fn two_containers_write_to_one_volume() {
+    guests_only_where_possible!();
+    let mut guest = guest_with_volumes();
+    let mounts = [volume("one", "/data", false)];
+    let write = |name: &str| {
+        shell(&format!(
+            "i=0; while [ $i -lt 200 ]; do echo {name} >>/data/log; i=$((i+1)); done"
+        ))
+    };
+    let ids = ["a", "b"].map(|name| guest.run_in(write(name), with(&mounts)));
+    for id in ids {
+        assert_eq!(guest.outcome(id).status, ExitStatus::Code(0));
+    }
+    let outcome = guest.shell_in(&with(&mounts), "grep -c a /data/log; grep -c b /data/log");
+    assert_eq!(outcome.stdout, "200\n200\n");
+}
+
+#[test]
+fn mounts_are_made_in_their_order_one_on_another() {
+    guests_only_where_possible!();
+    let mut guest = guest_with_volumes();
+    let container = with(&[
+        tmpfs("/srv", Some(1 << 20), Some(0o750)),
+        volume("one", "/srv/data", false),
+        share("/srv/data/host", "", false),
+        share("/srv/data/host/sub/file2", "sub/file", true),
+        share("/a file", "/sub/../sub/file", false),
+        tmpfs("/dev/shm", Some(8192), None),
+    ]);
+    let look = "stat -c %a /srv; df -P /srv /dev/shm | tail -n 2 | tr -s ' ' | cut -d' ' -f2; \
+                cat /srv/data/host/sub/file2; cat '/a file'; touch /srv/data/host/made; \
+                echo x >/srv/data/host/sub/file2 || echo no; echo new >'/a file'; \
+                cat /srv/data/host/sub/file";
+    let outcome = guest.shell_in(&container, look);
+    assert_eq!(
+        outcome.stdout, "750\n1024\n8\nsharedsharedno\nnew\n",
+        "{}",
+        outcome.stderr
+    );
+    let shared = guest.directory.path().join("shares/host");
+    assert!(shared.join("made").exists());
+    // A tmpfs is new each time; tasks see what is mounted.
+    let outcome = pack(&mut guest, &container, "/srv/data/host");
+    assert!(String::from_utf8_lossy(&outcome.bytes).contains("host/made"));
+    let outcome = unpack(
+        &mut guest,
+        &container,
+        "/srv/data",
+        &archive(&[("in", "1")]),
+    );
+    assert_eq!(outcome.status, ExitStatus::Code(0), "{}", outcome.stderr);
+    assert!(guest.directory.path().join("volumes/one/in").exists());
+}
+
+#[test]
+fn a_target_is_never_outside_of_the_root() {
+    guests_only_where_possible!();
+    let mut guest = guest_with_volumes();
+    let container = container(2);
+    let links = "mkdir /run; ln -s / /root2; ln -s ../../../../../run /up; ln -s /nowhere /dead";
+    guest.shell_in(&container, links);
+    let mounted = |targets: &[&str]| Container {
+        mounts: targets
+            .iter()
+            .map(|target| volume("one", target, false))
+            .collect(),
+        ..container.clone()
+    };
+    let outcome = guest.shell_in(
+        &mounted(&["/up/here", "/root2/there"]),
+        "touch /run/here/x; ls /there",
+    );
+    assert_eq!(outcome.stdout, "x\n", "{}", outcome.stderr);
+    assert!(!guest.proc("root/run/here").exists());
+    for bad in ["/dead", "/dead/x", "/etc/which", "/etc/which/x"] {
+        let id = guest.run_in(shell(""), mounted(&["/data", bad]));
+        let (kind, message) = guest.failed(id);
+        assert_eq!(kind, FailureKind::Storage, "{message}");
+        assert!(message.contains(bad), "{message}");
+    }
+    let escapes = Container {
+        mounts: vec![share("/etc2", "out", false)],
+        ..container.clone()
+    };
+    // The share's own link leads to what is below the share: nothing.
+    let id = guest.run_in(shell(""), escapes);
+    assert_eq!(guest.failed(id).0, FailureKind::Storage);
+    for mount in [volume("none", "/x", false), share("/x", "none", false)] {
+        let id = guest.run_in(shell(""), with(&[mount]));
+        assert_eq!(guest.failed(id).0, FailureKind::Storage);
+    }
+    let mounts = fs::read_to_string(guest.proc("mounts")).unwrap();
+    assert!(!mounts.contains("/run/onggi/roots"), "{mounts}");
+    assert_eq!(guest.shell_in(&container, "echo alive").stdout, "alive\n");
+}
+
+#[test]
+fn a_privileged_container_has_devices_and_the_others_capabilities_count() {
+    guests_only_where_possible!();
+    let mut guest = Guest::start();
+    let few = Container {
+        capabilities: vec!["CAP_CHOWN".into(), "CAP_SYS_ADMIN".into()],
+        ..container(2)
+    };
+    let caps = "grep -E 'Cap(Eff|Bnd)' /proc/self/status | cut -f2 | uniq";
+    assert_eq!(guest.shell_in(&few, caps).stdout, "0000000000200001\n");
+    let privileged = Container {
+        privileged: true,
+        ..few
+    };
+    let look = "test -c /dev/loop-control && echo device; ls /sys/firmware >/dev/null && \
+                mkdir /sys/fs/cgroup/pids/x 2>/dev/null; grep ' /proc/sys ' /proc/mounts; echo end";
+    let outcome = guest.shell_in(&privileged, look);
+    assert_eq!(outcome.stdout, "device\nend\n", "{}", outcome.stderr);
 }
