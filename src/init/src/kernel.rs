@@ -117,21 +117,9 @@ pub fn kill(pid: i32, signal: u8) -> nix::Result<()> {
 /// # Errors
 /// `ECHILD` if there are no children at all.
 pub fn reap() -> nix::Result<Option<(i32, ExitStatus)>> {
-    wait(libc::WNOHANG)
-}
-
-/// Waits for a child to end, and reaps it.
-///
-/// # Errors
-/// `ECHILD` if there are no children at all.
-pub fn wait_and_reap() -> nix::Result<Option<(i32, ExitStatus)>> {
-    wait(0)
-}
-
-fn wait(options: libc::c_int) -> nix::Result<Option<(i32, ExitStatus)>> {
     let mut status = 0;
     // SAFETY: `status` is a valid place for the status for the length of the call.
-    let pid = Errno::result(unsafe { libc::waitpid(-1, &raw mut status, options) })?;
+    let pid = Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) })?;
     Ok((pid > 0).then(|| (pid, ExitStatus::from_raw(status))))
 }
 

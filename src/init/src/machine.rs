@@ -1,9 +1,11 @@
 //! The guest as a machine: its file systems, its name, its loopback interface, its end.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -169,26 +171,57 @@ pub fn say(line: &str) {
 /// Ends everything in order: kills what runs, writes to the disks, unmounts them, powers off.
 /// Returns only if the kernel refuses.
 pub fn power_off() {
-    // To all but PID 1.
-    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-    while kernel::wait_and_reap().is_ok() {}
+    kill_all();
     nix::unistd::sync();
-    for target in own_mounts(&fs::read_to_string("/proc/self/mounts").unwrap_or_default()) {
+    for target in own_mounts(&fs::read("/proc/self/mounts").unwrap_or_default()) {
         // What's busy in spite of all has been synced.
-        let _ = umount2(Path::new(target), MntFlags::empty());
+        let _ = umount2(&target, MntFlags::UMOUNT_NOFOLLOW);
     }
     let _ = reboot(RebootMode::RB_POWER_OFF);
 }
 
+/// Kills all but PID 1, until there's nobody left.
+fn kill_all() {
+    loop {
+        // Each time: what was being prepared may have been started since.
+        let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        match kernel::reap() {
+            Ok(Some(_)) => {}
+            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            Err(_) => break,
+        }
+    }
+}
+
 /// The mounts below [`RUN`], the last one first.
-fn own_mounts(table: &str) -> Vec<&str> {
-    let targets = table.lines().filter_map(|line| line.split(' ').nth(1));
-    let mut own: Vec<_> = targets
-        .filter(|path| Path::new(path).starts_with(RUN))
-        .collect();
-    own.retain(|path| *path != RUN);
+fn own_mounts(table: &[u8]) -> Vec<PathBuf> {
+    let lines = table.split(|byte| *byte == b'\n');
+    let targets = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(1));
+    let mut own: Vec<_> = targets.map(unescape).collect();
+    own.retain(|path| path.starts_with(RUN) && path != Path::new(RUN));
     own.reverse();
     own
+}
+
+/// A path of the mount table, where white space and backslashes are three octal digits.
+fn unescape(text: &[u8]) -> PathBuf {
+    let mut path = Vec::new();
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| *first == b'\\');
+        let number = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        match number.and_then(|number| u8::from_str_radix(number, 8).ok()) {
+            Some(byte) => {
+                path.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                path.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(path).into()
 }
 
 #[cfg(test)]
@@ -203,16 +236,19 @@ tmpfs /run tmpfs rw 0 0
 /dev/vdc /run/onggi/scratch ext4 rw 0 0
 /dev/vdb1 /run/onggi/layers/1 erofs ro 0 0
 tmpfs /run/onggi-other tmpfs rw 0 0
-overlay /run/onggi/containers/1/root overlay rw 0 0
+overlay /run/onggi/roots/1 overlay rw 0 0
+/dev/vdd /run/onggi/roots/1/a\\040b\\134c ext4 rw 0 0
 short
 ";
         assert_eq!(
-            own_mounts(table),
+            own_mounts(table.as_bytes()),
             [
-                "/run/onggi/containers/1/root",
+                "/run/onggi/roots/1/a b\\c",
+                "/run/onggi/roots/1",
                 "/run/onggi/layers/1",
                 "/run/onggi/scratch"
             ]
+            .map(PathBuf::from)
         );
     }
 
