@@ -55,6 +55,12 @@ impl Store {
         Ok((kept, locks))
     }
 
+    /// Whether the store has the image, to run it and to give it on.
+    pub(super) fn is_whole(&self, id: &Digest) -> Result<bool> {
+        let image = self.load(&self.state()?, id, "")?;
+        Ok(image.is_some() && self.has_blobs(id)?)
+    }
+
     /// Whether all blobs of an image's layers are there.
     pub(super) fn has_blobs(&self, id: &Digest) -> Result<bool> {
         let state = self.state()?;

@@ -71,22 +71,19 @@ impl Store {
         // Before the source is read: what changes meanwhile shows the next time.
         let stamp = source::stamp(reference)?;
         let source = source::open(reference, &self.layers())?;
-        self.bring(source.as_ref(), options, progress, |resolved| {
-            let name = reference.to_string();
-            vec![(name, stamp.clone(), resolved.digest)]
-        })
+        let resolved = source.resolve(&options.platform)?;
+        let name = (reference.to_string(), stamp, resolved.digest);
+        self.bring(source.as_ref(), &resolved, progress, vec![name])
     }
 
-    /// Fetches and unpacks what is missing of a source's image, and gives it the names that `names`
-    /// says, each with its stamp and its digest.
+    /// Fetches and unpacks what is missing of a source's image, and gives it names.
     pub(super) fn bring(
         &self,
         source: &dyn Source,
-        options: &PullOptions,
+        resolved: &Resolved,
         progress: &dyn Progress,
-        names: impl FnOnce(&Resolved) -> Vec<NewName>,
+        names: Vec<NewName>,
     ) -> Result<Image> {
-        let resolved = source.resolve(&options.platform)?;
         let distinct: BTreeSet<&Digest> =
             resolved.layers.iter().map(|layer| &layer.diff_id).collect();
         progress.event(Event::Resolved {
@@ -95,10 +92,9 @@ impl Store {
         });
         let gathering = Gathering::new(self, source, progress);
         let disks = gathering.disks(&resolved.layers);
-        let names = names(&resolved);
-        let result = disks.and_then(|disks| self.commit(names, &resolved, disks));
+        let result = disks.and_then(|disks| self.commit(names, resolved, disks));
         let had = gathering.release();
-        if let Err(error) = self.discard_needless(had, &resolved, &result) {
+        if let Err(error) = self.discard_needless(had, resolved, &result) {
             tracing::warn!(%error, "layers that the pull does not need any more are left over");
         }
         result

@@ -131,6 +131,17 @@ impl State {
         files::replace(path, &text)
     }
 
+    /// Gives an image a name; gives back which one had it. What is known of the name at its registry
+    /// stays known if it means the same image still.
+    pub(super) fn give(&mut self, name: String, mut record: NameRecord) -> Option<Digest> {
+        let before = self.names.remove(&name);
+        if let Some(before) = before.as_ref().filter(|it| it.image == record.image) {
+            record.digest = record.digest.or(before.digest);
+        }
+        self.names.insert(name, record);
+        before.map(|before| before.image)
+    }
+
     /// All names of an image, sorted, with their records.
     pub(super) fn named(&self, id: &Digest) -> impl Iterator<Item = (&String, &NameRecord)> {
         self.names

@@ -15,19 +15,26 @@ impl Store {
         check_name(target)?;
         let missing = || Error::NotFound(source.to_string());
         let image = self.find(source)?.ok_or_else(missing)?.id;
+        self.give(image, std::slice::from_ref(target))?;
+        Ok(image)
+    }
+
+    /// Gives an image of the store names.
+    pub(super) fn give(&self, image: Digest, names: &[Reference]) -> Result<()> {
         let _lock = self.lock()?;
         let mut state = self.state()?;
         if !state.images.contains_key(&image) {
-            return Err(missing());
+            return Err(Error::NotFound(image.to_string()));
         }
-        let record = NameRecord {
-            image,
-            stamp: None,
-            digest: None,
-        };
-        state.names.insert(target.to_string(), record);
-        state.save(&self.state_path())?;
-        Ok(image)
+        for name in names {
+            let record = NameRecord {
+                image,
+                stamp: None,
+                digest: None,
+            };
+            state.give(name.to_string(), record);
+        }
+        state.save(&self.state_path())
     }
 }
 

@@ -150,11 +150,17 @@ impl Store {
                 super::tag::check_name(&reference)?;
                 names.push(reference);
             }
-            let brought = self.bring(image.source.as_ref(), options, progress, |_| {
+            let source = image.source.as_ref();
+            let resolved = source.resolve(&options.platform)?;
+            let id = resolved.id;
+            if self.is_whole(&id)? {
+                // With the manifest that it came with first, which may be its registry's.
+                self.give(id, &names)?;
+            } else {
                 let names = names.iter().map(|name| (name.to_string(), None, None));
-                names.collect()
-            });
-            let id = brought.map_err(|error| self.space_or(error))?.id;
+                let brought = self.bring(source, &resolved, progress, names.collect());
+                brought.map_err(|error| self.space_or(error))?;
+            }
             let shown = |name: &Reference| {
                 let tag = name.tag().unwrap_or_default();
                 format!("{}:{tag}", name.repository())

@@ -132,6 +132,18 @@ fn skopeo_reads_what_is_saved_and_writes_what_is_loaded() {
 }
 
 #[test]
+fn an_image_that_is_there_keeps_its_manifest() {
+    let (fixture, names) = two_images();
+    let before = fixture.store.kept(&ids(&fixture, &names)[0]).unwrap().0;
+    let tars = [layer("a", "shared"), layer("b", "1"), layer("a", "shared")];
+    let old = docker_archive("again:1", &config(&Platform::default(), &tars), &tars);
+    let loaded = load(&fixture.store, &old).unwrap();
+    assert_eq!(loaded[0].names, ["again:1"]);
+    let after = fixture.store.kept(&loaded[0].id).unwrap().0;
+    assert_eq!(after.manifest_digest, before.manifest_digest);
+}
+
+#[test]
 fn old_archives_and_layouts_are_loaded() {
     let mut fixture = Fixture::new();
     let tars = [layer("a", "x"), layer("b", "y"), layer("a", "x")];
