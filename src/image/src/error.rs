@@ -75,6 +75,14 @@ pub enum Error {
     /// The image came by a version that did not keep all of it, or a part of it was lost.
     #[error("image {} is here to be run only: not all that came of it was kept", .0.short())]
     Incomplete(Digest),
+    /// An image that is not to be removed under somebody.
+    #[error("image {} is in use by {}", id.short(), users.join(", "))]
+    InUse {
+        /// The image.
+        id: Digest,
+        /// Who uses it.
+        users: Vec<String>,
+    },
     /// The text names no image.
     #[error("'{0}' is not the name of an image")]
     Name(String, #[source] crate::ParseReferenceError),

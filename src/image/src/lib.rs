@@ -28,5 +28,6 @@ pub use reference::{ParseReferenceError, Reference};
 pub use registry::{Account, Login};
 pub use source::SourceError;
 pub use store::{
-    Details, DiskImage, Image, ImageName, ImageSummary, Loaded, PullOptions, Pushed, Removed, Store,
+    Details, DiskImage, Image, ImageName, ImageSummary, Loaded, PullOptions, Pushed, Removed,
+    Store, StoreUsage, Usage,
 };

@@ -26,7 +26,6 @@ mod session;
 mod signals;
 mod state;
 mod terminal;
-mod time;
 mod vmm;
 
 use std::io::{self, Write};
@@ -94,6 +93,7 @@ fn start() -> Result<u8, Failure> {
         Command::Monitor(args) => monitor::run(&args.vm),
         Command::Image(verb) => images::run_verb(&verb),
         Command::Images(command) => images::run(&command),
+        Command::System(command) => commands::system::run(&command),
         Command::Boot(args) => boot::run(*args),
         Command::Vmm(args) => start_vmm(*args),
         Command::Disk(command) => disks::run(&command),

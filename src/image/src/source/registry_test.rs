@@ -145,7 +145,10 @@ fn check_moved_tag(fixture: &mut Fixture, registry: &RealRegistry) {
     // What had the name is there without one, until it is removed by its id.
     let nameless = fixture.store.list().unwrap().pop().unwrap();
     assert_eq!((nameless.id, nameless.names.len()), (before, 0));
-    fixture.store.remove(&before.short(), false).unwrap();
+    fixture
+        .store
+        .remove(&before.short(), false, &|_| Vec::new())
+        .unwrap();
 }
 
 /// Not a test of its own: what [`credentials_are_taken_from_dockers_configuration`] runs.

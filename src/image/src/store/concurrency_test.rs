@@ -15,7 +15,10 @@ fn a_layer_in_use_can_be_read_after_its_removal() {
     fixture.layout.image("v1", &[layer("a", "x")], Packed::Gzip);
     let image = fixture.pull("v1").unwrap();
     let open = std::fs::File::open(&image.disks[0].path).unwrap();
-    fixture.store.remove(&image.name, false).unwrap();
+    fixture
+        .store
+        .remove(&image.name, false, &|_| Vec::new())
+        .unwrap();
     assert!(!image.disks[0].path.exists());
     let mut magic = [0; 4];
     open.read_exact_at(&mut magic, 1024).unwrap();
@@ -67,13 +70,19 @@ fn a_pull_that_counts_on_a_layer_keeps_it() {
     let image = fixture.pull("v1").unwrap();
     let lock_path = fixture.store.disk_lock(&image.disks[0].id);
     let lock = Lock::shared(&lock_path).unwrap();
-    fixture.store.remove(&image.name, false).unwrap();
+    fixture
+        .store
+        .remove(&image.name, false, &|_| Vec::new())
+        .unwrap();
     assert!(image.disks[0].path.exists());
     drop(lock);
     // The next removal finds it.
     fixture.layout.image("v2", &[layer("a", "y")], Packed::Gzip);
     let other = fixture.pull("v2").unwrap();
-    fixture.store.remove(&other.name, false).unwrap();
+    fixture
+        .store
+        .remove(&other.name, false, &|_| Vec::new())
+        .unwrap();
     assert_eq!(fixture.disk_names(), [] as [&str; 0]);
 }
 
@@ -117,7 +126,10 @@ fn pulls_and_removals_at_once_leave_whole_images() {
                 for _ in 0..30 {
                     let image = fixture.pull(tag).unwrap();
                     assert!(!image.disks.is_empty());
-                    fixture.store.remove(&image.name, false).unwrap();
+                    fixture
+                        .store
+                        .remove(&image.name, false, &|_| Vec::new())
+                        .unwrap();
                 }
             });
         }
@@ -125,7 +137,7 @@ fn pulls_and_removals_at_once_leave_whole_images() {
     fixture.pull("v1").unwrap();
     fixture
         .store
-        .remove(&fixture.reference("v1").to_string(), false)
+        .remove(&fixture.reference("v1").to_string(), false, &|_| Vec::new())
         .unwrap();
     assert_eq!(fixture.files(), ["state.json"]);
 }

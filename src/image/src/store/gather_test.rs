@@ -188,7 +188,7 @@ fn merged_layers_are_not_merged_again() {
     // It stays as long as any image has it.
     let remove = |tag: &str| {
         let name = fixture.reference(tag).to_string();
-        fixture.store.remove(&name, false).unwrap()
+        fixture.store.remove(&name, false, &|_| Vec::new()).unwrap()
     };
     remove("v1");
     remove("same");
@@ -208,7 +208,7 @@ fn layers_of_other_images_survive_a_merge() {
     assert_eq!(cached, [Digest::of(&tars[0])]);
     assert!(base.disks[0].path.exists());
     let name = fixture.reference("base").to_string();
-    fixture.store.remove(&name, false).unwrap();
+    fixture.store.remove(&name, false, &|_| Vec::new()).unwrap();
     assert_eq!(fixture.disk_names(), [image.disks[0].id.hex()]);
 }
 
@@ -300,7 +300,7 @@ fn merges_and_removals_at_once_leave_whole_images() {
                 for _ in 0..20 {
                     let image = fixture.pull(tag).unwrap();
                     assert_eq!(image.disks.len(), 1);
-                    let removed = fixture.store.remove(&image.name, false);
+                    let removed = fixture.store.remove(&image.name, false, &|_| Vec::new());
                     assert_eq!(removed.unwrap().deleted, [image.id]);
                 }
             });
@@ -308,7 +308,7 @@ fn merges_and_removals_at_once_leave_whole_images() {
     });
     let pull_and_remove = || -> Result<()> {
         let image = fixture.pull("v1")?;
-        fixture.store.remove(&image.name, false)?;
+        fixture.store.remove(&image.name, false, &|_| Vec::new())?;
         Ok(())
     };
     pull_and_remove().unwrap();

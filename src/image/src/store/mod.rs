@@ -33,6 +33,7 @@ mod remove;
 mod state;
 mod tag;
 mod transfer;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
@@ -46,12 +47,13 @@ pub use pull::PullOptions;
 pub use push::Pushed;
 pub use remove::Removed;
 pub use transfer::Loaded;
+pub use usage::{StoreUsage, Usage};
 
 use crate::digest::DigestReader;
 use crate::reference::Kind;
 use crate::{Digest, Error, Reference, Result, source};
 use lock::Lock;
-use state::State;
+use state::{ImageRecord, State};
 
 /// After this time nobody is expected to go on with a blob that came in part.
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
@@ -121,6 +123,8 @@ pub struct Details {
     pub summary: ImageSummary,
     /// Its configuration (OCI image-spec, config.md), with whatever else is in it.
     pub config: serde_json::Value,
+    /// Bytes of its layers' disks, lowest first; None where it is merged with others into one.
+    pub layers: Vec<Option<u64>>,
 }
 
 impl Store {
@@ -212,9 +216,15 @@ impl Store {
             path,
             source: Box::new(source),
         })?;
+        let layers = state.images.get(&image.id).map(ImageRecord::layers);
+        let sizes = layers.unwrap_or_default().iter().map(|layer| {
+            let mut disks = image.disks.iter();
+            disks.find(|disk| disk.id == *layer).map(|disk| disk.size)
+        });
         Ok(Details {
             summary: summary(&state, &image),
             config,
+            layers: sizes.collect(),
         })
     }
 

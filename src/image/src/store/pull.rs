@@ -141,31 +141,16 @@ impl Store {
         state.images.insert(resolved.id, record);
         let image = resolved.id;
         let first = names.first().map(|(name, ..)| name.clone());
-        let mut superseded = Vec::new();
         for (name, stamp, digest) in names {
-            let stamped = stamp.is_some();
+            // What had the name stays without one, as with Docker: it may be in use.
             let record = NameRecord {
                 image,
                 stamp,
                 digest,
             };
-            // What a local source held before is not asked for again. An image of a registry stays,
-            // as with Docker: it may still be wanted, and can't be had by its name any more.
-            let before = state.names.insert(name, record);
-            superseded.extend(
-                before
-                    .map(|it| it.image)
-                    .filter(|id| stamped && *id != image),
-            );
-        }
-        superseded.retain(|id| state.names_of(id).is_empty());
-        for id in &superseded {
-            state.images.remove(id);
+            state.give(name, record);
         }
         state.save(&self.state_path())?;
-        if !superseded.is_empty() {
-            self.sweep(&state)?;
-        }
         let name = first.unwrap_or_else(|| image.to_string());
         self.load(&state, &image, &name)?
             .ok_or(Error::NotFound(name))

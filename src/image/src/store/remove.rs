@@ -21,11 +21,17 @@ impl Store {
     /// Takes the name from an image, and deletes the image with its last name. An id, or the start of
     /// one, stands for an image's only name; with `force`, for all its names.
     ///
-    /// A virtual machine that runs from the image goes on: it has the disks open.
+    /// `in_use` tells who uses an image; without `force` one in use stays. A virtual machine that runs
+    /// from an image goes on without it: it has the disks open.
     ///
     /// # Errors
-    /// Where there is no such image, or not only one.
-    pub fn remove(&self, name_or_id: &str, force: bool) -> Result<Removed> {
+    /// Where there is no such image, or not only one, or it is in use.
+    pub fn remove(
+        &self,
+        name_or_id: &str,
+        force: bool,
+        in_use: &dyn Fn(&Digest) -> Vec<String>,
+    ) -> Result<Removed> {
         let reference: Reference = name_or_id
             .parse()
             .map_err(|source| Error::Name(name_or_id.to_owned(), source))?;
@@ -33,9 +39,14 @@ impl Store {
         let mut state = self.state()?;
         let mut removed = Removed::default();
         let name = reference.to_string();
+        let check = |id: Digest| match in_use(&id) {
+            users if users.is_empty() || force => Ok(()),
+            users => Err(Error::InUse { id, users }),
+        };
         if let Some(record) = state.names.remove(&name) {
             removed.untagged.push(name);
             if state.names_of(&record.image).is_empty() {
+                check(record.image)?;
                 state.images.remove(&record.image);
                 removed.deleted.push(record.image);
             }
@@ -49,6 +60,7 @@ impl Store {
             if names.len() > 1 && !force {
                 return Err(Error::SeveralNames { id, names });
             }
+            check(id)?;
             state.names.retain(|_, record| record.image != id);
             state.images.remove(&id);
             removed.untagged = names;

@@ -70,6 +70,12 @@ impl ImageRecord {
         &self.layers
     }
 
+    /// All its blobs: the configuration, by which it is named, the manifest and the layers.
+    pub(super) fn all_blobs(&self, id: &Digest) -> impl Iterator<Item = Digest> {
+        let others = self.manifest.iter().chain(&self.blobs).copied();
+        std::iter::once(*id).chain(others)
+    }
+
     /// The layers' blobs, lowest first; None where not all are kept.
     pub(super) fn blobs(&self) -> Option<&[Digest]> {
         (self.blobs.len() == self.layers.len()).then_some(&self.blobs)
@@ -131,15 +137,14 @@ impl State {
         files::replace(path, &text)
     }
 
-    /// Gives an image a name; gives back which one had it. What is known of the name at its registry
+    /// Gives an image a name; another that had it loses it. What is known of the name at its registry
     /// stays known if it means the same image still.
-    pub(super) fn give(&mut self, name: String, mut record: NameRecord) -> Option<Digest> {
-        let before = self.names.remove(&name);
-        if let Some(before) = before.as_ref().filter(|it| it.image == record.image) {
+    pub(super) fn give(&mut self, name: String, mut record: NameRecord) {
+        let before = self.names.get(&name);
+        if let Some(before) = before.filter(|it| it.image == record.image) {
             record.digest = record.digest.or(before.digest);
         }
         self.names.insert(name, record);
-        before.map(|before| before.image)
     }
 
     /// All names of an image, sorted, with their records.
@@ -183,8 +188,7 @@ impl State {
 
     /// Every blob of any image: its configuration, its manifest and its layers.
     pub(super) fn blobs(&self) -> BTreeSet<Digest> {
-        let images = self.images.values();
-        let others = images.flat_map(|image| image.manifest.iter().chain(&image.blobs));
-        self.images.keys().chain(others).copied().collect()
+        let images = self.images.iter();
+        images.flat_map(|(id, image)| image.all_blobs(id)).collect()
     }
 }

@@ -116,8 +116,12 @@ fn a_changed_source_is_another_image() {
     );
     let after = fixture.pull("v1").unwrap();
     assert_ne!(before.id, after.id);
-    // What the source held before is not kept.
-    assert_eq!(fixture.store.list().unwrap().len(), 1);
+    // What the source held before has no name any more.
+    let list = fixture.store.list().unwrap();
+    let named = list.iter().map(|image| (image.id, image.names.len()));
+    assert!(named.eq([(after.id, 1), (before.id, 0)]));
+    let removed = fixture.store.prune(&|image| !image.names.is_empty());
+    assert_eq!(removed.unwrap().deleted, [before.id]);
     assert_eq!(fixture.disk_names().len(), 1);
     // And one that is gone is in the store still.
     std::fs::remove_dir_all(&fixture.layout.path).unwrap();

@@ -71,7 +71,9 @@ mod tests {
         let short: Reference = two.short().parse().unwrap();
         assert_eq!(store.tag(&short, &name).unwrap(), two);
         assert_eq!(store.find(&name).unwrap().unwrap().id, two);
-        let removed = store.remove(&fixture.reference("two").to_string(), false);
+        let removed = store.remove(&fixture.reference("two").to_string(), false, &|_| {
+            Vec::new()
+        });
         assert!(removed.unwrap().deleted.is_empty());
 
         let missing = store.tag(&"nothing".parse().unwrap(), &name).unwrap_err();

@@ -9,6 +9,8 @@ use crate::format::{Format, Template};
 /// The commands of one word.
 #[derive(Debug, Subcommand)]
 pub enum ImageVerb {
+    /// Show how an image was made
+    History(HistoryArgs),
     /// List the images in the store
     Images(ImagesArgs),
     /// Fetch an image into the store
@@ -33,6 +35,8 @@ pub enum ImageVerb {
 #[derive(Debug, Subcommand)]
 #[command(disable_help_subcommand = true)]
 pub enum ImageCommand {
+    /// Show how an image was made
+    History(HistoryArgs),
     /// Show everything that is known of images
     Inspect(InspectImageArgs),
     /// List the images in the store
@@ -40,6 +44,8 @@ pub enum ImageCommand {
     Ls(ImagesArgs),
     /// Bring the images of an archive into the store
     Load(LoadArgs),
+    /// Remove images that no container has
+    Prune(PruneImagesArgs),
     /// Fetch an image into the store
     Pull(PullArgs),
     /// Send an image to its registry
@@ -51,6 +57,61 @@ pub enum ImageCommand {
     Save(SaveArgs),
     /// Give an image another name
     Tag(TagArgs),
+}
+
+/// `onggi system …`.
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub enum SystemCommand {
+    /// Show what images, containers and volumes take on disk
+    Df(DfArgs),
+    /// Remove what nobody uses
+    Prune(SystemPruneArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DfArgs {
+    /// How to show it: 'table', 'json', or a template such as '{{.Type}}: {{.Size}}'
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct SystemPruneArgs {
+    /// Images with names, too
+    #[arg(short, long)]
+    pub all: bool,
+    /// Don't ask
+    #[arg(short, long)]
+    pub force: bool,
+    /// Volumes without a name, too
+    #[arg(long)]
+    pub volumes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneImagesArgs {
+    /// Images with names, too
+    #[arg(short, long)]
+    pub all: bool,
+    /// Don't ask
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// How to show the list: 'table', 'json', or a template such as '{{.CreatedBy}}'
+    #[arg(long, default_value = "table")]
+    pub format: Format,
+    /// Show IDs and commands in full
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Show only the IDs
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The image, by name or ID
+    pub image: String,
 }
 
 #[derive(Debug, Args)]
@@ -165,7 +226,7 @@ pub struct TagArgs {
 
 #[derive(Debug, Args)]
 pub struct RmiArgs {
-    /// Remove an image given by its ID even if it has several names
+    /// Remove an image even if a container has it, or if its ID is given and it has several names
     #[arg(short, long)]
     pub force: bool,
     /// Images, by name or ID

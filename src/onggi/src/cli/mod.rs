@@ -15,10 +15,7 @@ use crate::vmm::VmmArgs;
 
 pub use balloon::BalloonSpec;
 pub use containers::*;
-pub use images::{
-    ImageCommand, ImageVerb, ImagesArgs, InspectImageArgs, LoadArgs, LoginArgs, LogoutArgs,
-    PullArgs, PushArgs, RmiArgs, SaveArgs, TagArgs,
-};
+pub use images::*;
 pub use usage::UsageError;
 pub use values::{
     Console, DiskFormat, DiskSpec, FileDisk, LinkSpec, MemorySize, NetSpec, Vhost, VhostUserDisk,
@@ -65,7 +62,7 @@ pub enum Command {
     Top(TopArgs),
     /// Show what containers use
     Stats(StatsArgs),
-    /// Show all that is known of containers
+    /// Show all that is known of containers, or of images
     Inspect(InspectArgs),
     /// Wait until containers end, and print their exit statuses
     Wait(WaitArgs),
@@ -86,6 +83,9 @@ pub enum Command {
     /// Do with images what the commands of one word do, and more
     #[command(subcommand, name = "image")]
     Images(ImageCommand),
+    /// Show what everything takes on disk, and remove what nobody uses
+    #[command(subcommand)]
+    System(SystemCommand),
     /// Boot a kernel in a plain microVM, without any container
     Boot(Box<BootArgs>),
     /// Serve Firecracker's REST API for one microVM

@@ -6,10 +6,11 @@ use super::list::protocol;
 use crate::cli::InspectArgs;
 use crate::cli::container_values::signal_name;
 use crate::error::Failure;
+use crate::images;
 use crate::output::print;
 use crate::state::record::{MountKind, MountRecord, Restart, State};
 use crate::state::time::Time;
-use crate::state::{Container, Containers, Home};
+use crate::state::{Container, Containers, Error, Home};
 
 /// Docker's time for what has not happened.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -18,7 +19,12 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 pub fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
     let containers = Home::find()?.containers()?;
     let describe = |name: &String| -> Result<Value, Failure> {
-        Ok(describe(&containers, &containers.find(name)?))
+        match containers.find(name) {
+            Ok(container) => Ok(describe(&containers, &container)),
+            // As with Docker, it may be an image.
+            Err(error @ Error::NoContainer(_)) => image(name).ok_or_else(|| error.into()),
+            Err(error) => Err(error.into()),
+        }
     };
     let described = args
         .names
@@ -34,6 +40,12 @@ pub fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
     };
     print(&text)?;
     Ok(0)
+}
+
+/// An image by that name or id, if there is one.
+fn image(name: &str) -> Option<Value> {
+    let details = images::store().ok()?.inspect(&name.parse().ok()?);
+    details.ok().map(|details| images::describe(&details))
 }
 
 fn time(time: Option<Time>) -> String {

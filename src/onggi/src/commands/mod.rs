@@ -12,6 +12,7 @@ pub mod run;
 mod spec;
 mod stats;
 mod stop;
+pub mod system;
 mod task;
 pub mod vms;
 pub mod volumes;

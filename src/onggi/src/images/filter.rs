@@ -3,7 +3,7 @@
 use onggi_image::{ImageName, ImageSummary};
 
 use crate::error::Explain;
-use crate::time::Moment;
+use crate::state::time::Time;
 
 /// A condition for a row of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,9 +64,9 @@ impl Filter {
         &self,
         image: &ImageSummary,
         name: Option<&ImageName>,
-        made: &impl Fn(&str) -> Option<Moment>,
+        made: &impl Fn(&str) -> Option<Time>,
     ) -> bool {
-        let this = || image.created.as_deref().and_then(Moment::parse);
+        let this = || image.created.as_deref().and_then(super::list::time);
         match self {
             Filter::Dangling(wanted) => image.names.is_empty() == *wanted,
             Filter::Label(label, None) => image.labels.contains_key(label),

@@ -107,6 +107,7 @@ mod tests {
                 size: 12,
                 labels: BTreeMap::new(),
             },
+            layers: Vec::new(),
             config: json!({
                 "created": "2026-01-02T03:04:05Z",
                 "architecture": "arm64",

@@ -1,5 +1,6 @@
 //! `onggi images`: the images of the store, a row for each name, as Docker shows them.
 
+use chrono::DateTime;
 use onggi_image::{Digest, ImageName, ImageSummary, Store};
 use serde::Serialize;
 
@@ -9,11 +10,11 @@ use crate::cli::ImagesArgs;
 use crate::error::Failure;
 use crate::format::Column;
 use crate::output::{print, size};
-use crate::time::Moment;
+use crate::state::time::{Time, roughly};
 
 /// What there is no word for.
 const NONE: &str = "<none>";
-const NOT_COUNTED: &str = "N/A";
+pub const NOT_COUNTED: &str = "N/A";
 const COLUMNS: [Column; 7] = [
     ("REPOSITORY", "Repository"),
     ("TAG", "Tag"),
@@ -67,10 +68,9 @@ pub fn list(args: &ImagesArgs) -> Result<u8, Failure> {
         print(&ids.collect::<String>())?;
         return Ok(0);
     }
-    let now = Moment::now();
     let rows: Vec<Row> = kept
         .iter()
-        .map(|(image, name)| Row::new(image, *name, args.no_trunc, now))
+        .map(|(image, name)| Row::new(image, *name, args.no_trunc))
         .collect();
     let text = match args.digests {
         true => args.format.render(&rows, &COLUMNS_WITH_DIGESTS, 6)?,
@@ -101,7 +101,7 @@ fn kept<'a>(
         if let Filter::Before(name) | Filter::Since(name) = filter {
             let found = store.find(&reference(name)?)?;
             let image = found.ok_or_else(|| onggi_image::Error::NotFound(name.clone()))?;
-            let made = image.config.created().as_deref().and_then(Moment::parse);
+            let made = image.config.created().as_deref().and_then(time);
             known.push((name.clone(), made));
         }
     }
@@ -131,17 +131,17 @@ fn rows_of(image: &ImageSummary) -> Vec<Named<'_>> {
 }
 
 impl Row {
-    fn new(image: &ImageSummary, name: Option<&ImageName>, whole: bool, now: Moment) -> Row {
+    fn new(image: &ImageSummary, name: Option<&ImageName>, whole: bool) -> Row {
         let none = || NONE.to_owned();
-        let created = image.created.as_deref().and_then(Moment::parse);
+        let created = created(image.created.as_deref());
         // As with Docker, a name by digest has no tag.
         let tag = name.filter(|name| name.reference.digest().is_none());
         let tag = tag.and_then(|name| name.reference.tag());
         let digest = name.and_then(|name| name.digest.or(name.reference.digest().copied()));
         Row {
             containers: NOT_COUNTED,
-            created_at: created.map_or_else(|| NOT_COUNTED.to_owned(), Moment::long),
-            created_since: created.map_or_else(|| NOT_COUNTED.to_owned(), |it| it.ago(now)),
+            created_at: created.at,
+            created_since: created.since,
             digest: digest.map_or_else(none, |digest| digest.to_string()),
             id: id(&image.id, whole),
             repository: name.map_or_else(none, |name| name.reference.repository()),
@@ -153,7 +153,34 @@ impl Row {
     }
 }
 
-fn id(id: &Digest, whole: bool) -> String {
+/// When something was made, in Docker's two forms.
+pub struct Created {
+    pub at: String,
+    pub since: String,
+}
+
+/// Reads the time at which something was made; there may be none, or nonsense.
+pub fn created(text: Option<&str>) -> Created {
+    let Some(time) = text.and_then(time) else {
+        return Created {
+            at: NOT_COUNTED.to_owned(),
+            since: NOT_COUNTED.to_owned(),
+        };
+    };
+    let at = DateTime::from_timestamp_nanos(i64::try_from(time.0).unwrap_or(i64::MAX));
+    Created {
+        at: at.format("%Y-%m-%d %H:%M:%S +0000 UTC").to_string(),
+        since: format!("{} ago", roughly(time.age())),
+    }
+}
+
+/// The time in an image's configuration.
+pub fn time(text: &str) -> Option<Time> {
+    Time::parse(text).ok()
+}
+
+/// An id, in full or as people see it.
+pub fn id(id: &Digest, whole: bool) -> String {
     if whole { id.to_string() } else { id.short() }
 }
 
@@ -171,7 +198,7 @@ mod tests {
         ImageSummary {
             id: Digest::of(content),
             names: names.iter().map(name).collect(),
-            created: Some("2026-11-24T10:00:00Z".to_owned()),
+            created: Some(Time(Time::now().0 - 86_400_000_000_000).to_string()),
             size: 5_000_000,
             labels: BTreeMap::from([("tier".to_owned(), "web".to_owned())]),
         }
@@ -185,10 +212,9 @@ mod tests {
             .map(|text| Filter::parse(text).unwrap())
             .collect();
         let kept = kept(&store, images, &filters).unwrap();
-        let now = Moment::parse("2026-11-25T10:00:00Z").unwrap();
         kept.iter()
             .map(|(image, name)| {
-                let row = Row::new(image, *name, false, now);
+                let row = Row::new(image, *name, false);
                 assert_eq!(
                     (row.created_since.as_str(), row.size.as_str()),
                     ("24 hours ago", "5MB")

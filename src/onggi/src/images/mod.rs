@@ -1,17 +1,19 @@
 //! The commands for the store of images, and the way from a name to an image.
 
 mod filter;
+mod history;
 mod inspect;
 mod list;
 mod login;
 mod push;
+mod remove;
 mod transfer;
 
-use std::io::{self, Write};
+use std::io;
 
 use onggi_image::{Error, Image, PullOptions, Reference, SourceError, Store};
 
-use crate::cli::{ImageCommand, ImageVerb, PullArgs, PullPolicy, RmiArgs, TagArgs};
+use crate::cli::{ImageCommand, ImageVerb, PullArgs, PullPolicy, TagArgs};
 use crate::error::{Explain, Failure, io_kind};
 use crate::output::print;
 use crate::progress::{self, Direction};
@@ -29,6 +31,9 @@ impl Explain for Error {
             }
             Error::Name(..) => Some("see 'onggi pull --help' for the names of images".to_owned()),
             Error::Ambiguous { .. } => Some("give more digits".to_owned()),
+            Error::InUse { .. } => {
+                Some("remove the containers with 'onggi rm' first, or use --force".to_owned())
+            }
             Error::SeveralNames { .. } => {
                 Some("give one of the names, or remove all of them with --force".to_owned())
             }
@@ -52,16 +57,20 @@ impl Explain for Error {
     }
 }
 
+pub use inspect::describe;
+pub use remove::{unused, users};
+
 /// Runs a command of one word.
 pub fn run_verb(verb: &ImageVerb) -> Result<u8, Failure> {
     match verb {
+        ImageVerb::History(args) => history::history(args),
         ImageVerb::Images(args) => list::list(args),
         ImageVerb::Pull(args) => pull(args),
         ImageVerb::Load(args) => transfer::load(args),
         ImageVerb::Login(args) => login::login(args),
         ImageVerb::Logout(args) => login::logout(args),
         ImageVerb::Push(args) => push::push(args),
-        ImageVerb::Rmi(args) => remove(args),
+        ImageVerb::Rmi(args) => remove::remove(args),
         ImageVerb::Save(args) => transfer::save(args),
         ImageVerb::Tag(args) => tag(args),
     }
@@ -70,12 +79,14 @@ pub fn run_verb(verb: &ImageVerb) -> Result<u8, Failure> {
 /// Runs a command below `onggi image`.
 pub fn run(command: &ImageCommand) -> Result<u8, Failure> {
     match command {
+        ImageCommand::History(args) => history::history(args),
         ImageCommand::Inspect(args) => inspect::inspect(args),
         ImageCommand::Ls(args) => list::list(args),
         ImageCommand::Load(args) => transfer::load(args),
+        ImageCommand::Prune(args) => remove::prune(args),
         ImageCommand::Pull(args) => pull(args),
         ImageCommand::Push(args) => push::push(args),
-        ImageCommand::Rm(args) => remove(args),
+        ImageCommand::Rm(args) => remove::remove(args),
         ImageCommand::Save(args) => transfer::save(args),
         ImageCommand::Tag(args) => tag(args),
     }
@@ -138,33 +149,6 @@ fn pull(args: &PullArgs) -> Result<u8, Failure> {
 fn tag(args: &TagArgs) -> Result<u8, Failure> {
     store()?.tag(&reference(&args.source)?, &reference(&args.target)?)?;
     Ok(0)
-}
-
-/// `onggi rmi`: goes on to the next image after a failure, and then fails in the end.
-fn remove(args: &RmiArgs) -> Result<u8, Failure> {
-    let store = store()?;
-    let mut failure: Option<Failure> = None;
-    for name in &args.images {
-        match store.remove(name, args.force) {
-            Ok(removed) => {
-                let mut text = String::new();
-                for name in removed.untagged {
-                    text.push_str(&format!("Untagged: {name}\n"));
-                }
-                for id in removed.deleted {
-                    text.push_str(&format!("Deleted: {id}\n"));
-                }
-                print(&text)?;
-            }
-            Err(error) => {
-                let error = Failure::from(error);
-                if let Some(earlier) = failure.replace(error) {
-                    let _ = writeln!(io::stderr(), "onggi: {earlier}");
-                }
-            }
-        }
-    }
-    failure.map_or(Ok(0), Err)
 }
 
 #[cfg(test)]
