@@ -16,6 +16,17 @@ fn login(user: &str, password: &str) -> Option<Login> {
     })
 }
 
+/// Makes a file that can be run. Not by this process: a child of another test could inherit the file
+/// while it is open for writing, and nobody could run it.
+fn write_program(path: &Path, script: &str) {
+    let written = Command::new("sh")
+        .args(["-c", r#"printf %s "$1" >"$0" && chmod 755 "$0""#])
+        .arg(path)
+        .arg(script)
+        .status();
+    assert!(written.unwrap().success());
+}
+
 /// `u:p` in base64.
 const AUTH: &str = "dTpw";
 
@@ -84,8 +95,7 @@ fn helpers_are_asked() {
             *) echo 'credentials not found in native keychain'; exit 1 ;;
         esac
     "#;
-    std::fs::write(&helper, script).unwrap();
-    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&helper, script);
     let run = |registry: &str| {
         let config = r#"{"credsStore":"onggitest","auths":{"a.example":{"auth":"dTpw"}}}"#;
         let path = directory.path().join("config.json");
@@ -194,8 +204,7 @@ fn helpers_keep_and_forget() {
     "#,
         kept.display()
     );
-    std::fs::write(&helper, script).unwrap();
-    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).unwrap();
+    write_program(&helper, &script);
     let path = directory.path().join("config.json");
     std::fs::write(&path, r#"{"credsStore":"onggitest"}"#).unwrap();
     let program = |helper: &str| directory.path().join(helper);

@@ -1,8 +1,11 @@
 //! A registry for tests.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::source::test_image::TestLayout;
@@ -129,5 +132,72 @@ impl Drop for RealRegistry {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// What a [`Proxy`] does when a connection has carried as much as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// Ends it.
+    Cut,
+    /// Ends it, and every later one as it comes.
+    Die,
+    /// Carries nothing more.
+    Stall,
+}
+
+/// Carries connections to a registry, each only so far.
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+}
+
+impl Proxy {
+    /// Connections may carry `up` bytes to the registry and `down` bytes back.
+    pub(crate) fn start(registry: &RealRegistry, up: u64, down: u64, then: Then) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let registry = registry.address;
+        let dead = Arc::new(AtomicBool::new(false));
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if dead.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let Ok(server) = TcpStream::connect(registry) else {
+                    continue;
+                };
+                for (from, to, limit) in [(&client, &server, up), (&server, &client, down)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let dead = dead.clone();
+                    std::thread::spawn(move || carry(from, to, limit, then, &dead));
+                }
+            }
+        });
+        Self { address }
+    }
+
+    pub(crate) fn name(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.address)
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, mut limit: u64, then: Then, dead: &AtomicBool) {
+    let mut buffer = [0; 16384];
+    loop {
+        let read = from.read(&mut buffer).unwrap_or(0);
+        let carried = limit.min(read as u64) as usize;
+        limit -= carried as u64;
+        let went = to.write_all(&buffer[..carried]).is_ok();
+        if read > carried && then == Then::Stall {
+            std::thread::park();
+        }
+        if read == 0 || read > carried || !went {
+            if read > carried && then == Then::Die {
+                dead.store(true, Ordering::SeqCst);
+            }
+            let _ = from.shutdown(Shutdown::Both);
+            let _ = to.shutdown(Shutdown::Both);
+            return;
+        }
     }
 }

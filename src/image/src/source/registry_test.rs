@@ -3,7 +3,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
@@ -206,6 +206,8 @@ fn credentials_are_taken_from_dockers_configuration() {
 /// A registry that answers from a table, and ends each connection after its answer.
 struct FakeRegistry {
     address: SocketAddr,
+    /// With which status how many requests are answered first.
+    failing: Arc<Mutex<(u16, usize)>>,
 }
 
 /// An answer's status and body; the body ends that many bytes before its announced length.
@@ -216,13 +218,16 @@ impl FakeRegistry {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let answers = Arc::new(answers);
+        let failing = Arc::new(Mutex::new((0, 0)));
+        let fails = failing.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(|stream| stream.ok()) {
                 let answers = answers.clone();
-                std::thread::spawn(move || answer(stream, &answers));
+                let failing = fails.clone();
+                std::thread::spawn(move || answer(stream, &answers, &failing));
             }
         });
-        Self { address }
+        Self { address, failing }
     }
 
     /// Serves a layout's image of that tag, changed by `change`.
@@ -250,7 +255,7 @@ impl FakeRegistry {
     }
 }
 
-fn answer(mut stream: TcpStream, answers: &HashMap<String, Answer>) {
+fn answer(mut stream: TcpStream, answers: &HashMap<String, Answer>, failing: &Mutex<(u16, usize)>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut lines = Vec::new();
     loop {
@@ -267,13 +272,23 @@ fn answer(mut stream: TcpStream, answers: &HashMap<String, Answer>) {
     let request = lines.first().cloned().unwrap_or_default();
     let path = request.split(' ').nth(1).unwrap_or_default();
     let missing = (404, b"{}".to_vec(), 0);
-    let (status, body, cut) = answers.get(path).unwrap_or(&missing);
+    let failed = fails(failing, path).map(|status| (status, b"{}".to_vec(), 0));
+    let (status, body, cut) = failed.as_ref().or(answers.get(path)).unwrap_or(&missing);
     let header = format!(
         "HTTP/1.1 {status} Whatever\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
     let _ = stream.write_all(header.as_bytes());
     let _ = stream.write_all(&body[..body.len() - cut]);
+}
+
+/// The status of a request that is to fail: the first ones of those that mean something.
+fn fails(failing: &Mutex<(u16, usize)>, path: &str) -> Option<u16> {
+    let mut failing = failing.lock().unwrap();
+    let (status, count) = *failing;
+    let fails = count > 0 && path != "/v2/";
+    failing.1 = count - usize::from(fails);
+    fails.then_some(status)
 }
 
 /// A layout with an image of two layers, and its manifest.
@@ -385,6 +400,23 @@ fn answers_become_sentences() {
         .unwrap();
     let message = chain(&pull(&fixture.store, &format!("{nobody}/x")).unwrap_err());
     assert!(message.contains("can't be reached"), "{message}");
+}
+
+#[test]
+fn failures_that_may_pass_are_waited_for() {
+    let mut fixture = Fixture::new();
+    let (manifest, _) = small_image(&mut fixture);
+    for (status, failures, good) in [(503, 3, true), (429, 1, true), (500, 4, false)] {
+        let registry = FakeRegistry::of(&fixture.layout, &manifest, |_, body| (200, body, 0));
+        *registry.failing.lock().unwrap() = (status, failures);
+        let store = Store::open(&fixture.directory.path().join(status.to_string())).unwrap();
+        let pulled = registry.pull(&store, "x:v1");
+        assert_eq!(pulled.is_ok(), good, "{status}");
+    }
+    // What will not pass is not waited for.
+    let registry = FakeRegistry::of(&fixture.layout, &manifest, |_, body| (200, body, 0));
+    *registry.failing.lock().unwrap() = (501, 1);
+    assert!(registry.pull(&fixture.store, "x:v1").is_err());
 }
 
 #[test]

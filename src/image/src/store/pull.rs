@@ -198,5 +198,8 @@ fn needless(had: BTreeMap<Digest, bool>, result: &Result<Image>) -> Vec<Digest> 
 #[path = "concurrency_test.rs"]
 mod concurrency_tests;
 #[cfg(test)]
+#[path = "interrupted_test.rs"]
+mod interrupted_tests;
+#[cfg(test)]
 #[path = "platform_test.rs"]
 mod platform_tests;
