@@ -281,22 +281,14 @@ fn nobody_is_there(error: &OciDistributionError) -> bool {
 }
 
 /// Whether the other side did not understand TLS: it answered with something else.
-fn speaks_no_tls(error: &OciDistributionError) -> bool {
-    let mut cause = Some(error as &dyn std::error::Error);
-    while let Some(error) = cause {
-        if let Some(rustls::Error::InvalidMessage(_)) = error.downcast_ref() {
-            return true;
-        }
-        // Inside of an I/O error, which has the other's source as its own.
-        let inner = error.downcast_ref::<std::io::Error>();
-        if let Some(inner) = inner.and_then(std::io::Error::get_ref)
-            && let Some(rustls::Error::InvalidMessage(_)) = inner.downcast_ref()
-        {
-            return true;
-        }
-        cause = error.source();
+fn speaks_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidMessage(_)) = error.downcast_ref() {
+        return true;
     }
-    false
+    // An I/O error has the source of the one inside it for its own, and so hides that one.
+    let io = error.downcast_ref::<std::io::Error>();
+    let inside = io.and_then(std::io::Error::get_ref);
+    inside.is_some_and(|inside| speaks_no_tls(inside)) || error.source().is_some_and(speaks_no_tls)
 }
 
 fn runtime() -> Result<Runtime, SourceError> {

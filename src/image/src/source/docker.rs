@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use oci_spec::image::Descriptor;
+
 use super::archive::{Archive, Section};
 use super::layout::{ArchivedLayout, INDEX, blob_path};
 use super::oci::{self, Document};
@@ -139,34 +141,44 @@ impl DockerArchive {
     /// The manifest of the image, which an archive has that is an OCI layout as well.
     fn manifest(&self, id: &Digest, layers: &[LayerBlob]) -> Option<Vec<u8>> {
         let index = read_document(MANIFEST_DOCUMENT, self.archive.member(INDEX)?).ok()?;
-        let mut documents = VecDeque::from([index]);
+        let mut pending = VecDeque::new();
+        let mut document = index;
         for _ in 0..MAX_DOCUMENTS {
-            let document = documents.pop_front()?;
             match oci::parse_document(&document).ok()? {
                 Document::Manifest(manifest) => {
-                    let digest = |descriptor| oci::digest(descriptor, "a layer").ok();
-                    let blobs: Option<Vec<Digest>> = manifest.layers().iter().map(digest).collect();
+                    let blobs: Option<Vec<Digest>> =
+                        manifest.layers().iter().map(digest_of).collect();
                     let same = blobs?.iter().eq(layers.iter().map(|layer| &layer.digest));
-                    if same && digest(manifest.config()) == Some(*id) {
+                    if same && digest_of(manifest.config()) == Some(*id) {
                         return Some(document);
                     }
                 }
                 Document::Index(index) => {
-                    for entry in index.manifests() {
-                        let digest = oci::digest(entry, MANIFEST_DOCUMENT).ok()?;
-                        // Of an image for several platforms, an archive may have but one.
-                        let Some(member) = self.archive.member(&blob_path(&digest)) else {
-                            continue;
-                        };
-                        let document = read_document(MANIFEST_DOCUMENT, member).ok()?;
-                        oci::verify(MANIFEST_DOCUMENT, &document, &digest).ok()?;
-                        documents.push_back(document);
-                    }
+                    pending.extend(index.manifests().iter().filter_map(digest_of));
                 }
             }
+            document = self.next_document(&mut pending)?;
         }
         None
     }
+
+    /// The next of the documents with these digests that the archive has: of an image for several
+    /// platforms, it may have but one.
+    fn next_document(&self, pending: &mut VecDeque<Digest>) -> Option<Vec<u8>> {
+        loop {
+            let digest = pending.pop_front()?;
+            let Some(member) = self.archive.member(&blob_path(&digest)) else {
+                continue;
+            };
+            let document = read_document(MANIFEST_DOCUMENT, member).ok()?;
+            oci::verify(MANIFEST_DOCUMENT, &document, &digest).ok()?;
+            return Some(document);
+        }
+    }
+}
+
+fn digest_of(descriptor: &Descriptor) -> Option<Digest> {
+    oci::digest(descriptor, MANIFEST_DOCUMENT).ok()
 }
 
 /// A manifest for an image that came without one.

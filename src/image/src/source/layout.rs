@@ -1,5 +1,6 @@
 //! OCI image layouts (OCI image-spec, image-layout.md), in directories and in tars of them.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -126,28 +127,26 @@ impl ArchivedLayout {
     /// Each image of the archive, with its names: only a whole name is one, a tag alone says nothing.
     pub(super) fn all(archive: &Arc<Archive>) -> Result<Vec<Archived>, SourceError> {
         let index: ImageIndex = parse_json(INDEX_DOCUMENT, &index_of(archive)?)?;
-        let mut archived: Vec<(String, Archived)> = Vec::new();
+        let mut archived: Vec<Archived> = Vec::new();
+        let mut places = HashMap::new();
+        let mut only = index.clone();
         for entry in index.manifests() {
             let name = oci::whole_name(entry);
-            let digest = entry.digest().to_string();
-            match archived.iter_mut().find(|(known, _)| *known == digest) {
-                Some((_, image)) => image.names.extend(name),
-                None => {
-                    let mut only = index.clone();
-                    only.set_manifests(vec![entry.clone()]);
-                    let source = Self {
-                        archive: archive.clone(),
-                        index: to_json(&only)?,
-                    };
-                    let image = Archived {
-                        names: name.into_iter().collect(),
-                        source: Box::new(source),
-                    };
-                    archived.push((digest, image));
-                }
+            let place = *places.entry(entry.digest()).or_insert(archived.len());
+            if place == archived.len() {
+                only.set_manifests(vec![entry.clone()]);
+                let source = Self {
+                    archive: archive.clone(),
+                    index: to_json(&only)?,
+                };
+                archived.push(Archived {
+                    names: Vec::new(),
+                    source: Box::new(source),
+                });
             }
+            archived[place].names.extend(name);
         }
-        Ok(archived.into_iter().map(|(_, image)| image).collect())
+        Ok(archived)
     }
 
     fn member(&self, digest: &Digest) -> Result<Section<'_>, SourceError> {
