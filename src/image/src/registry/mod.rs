@@ -174,6 +174,11 @@ impl Repository {
         loop {
             let authentication = client.auth(&self.reference, &self.auth, operation);
             match runtime.block_on(authentication) {
+                Ok(Some(token)) if !is_header(&token) => {
+                    // The client would take it for granted, and panic.
+                    let text = "it can't be sent".to_owned();
+                    return Err(self.error(OciDistributionError::RegistryTokenDecodeError(text)));
+                }
                 Ok(_) => return Ok(Session { client, runtime }),
                 Err(error)
                     if failures < RETRIES && may_pass(&error) && !nobody_is_there(&error) =>
@@ -240,6 +245,11 @@ fn error_of(registry: &str, image: &str, error: OciDistributionError) -> SourceE
             },
         },
     }
+}
+
+/// Whether a text can be the value of a header.
+fn is_header(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~'))
 }
 
 /// Waits before the next attempt after so many failed ones.

@@ -420,6 +420,36 @@ fn failures_that_may_pass_are_waited_for() {
 }
 
 #[test]
+fn a_token_that_is_none_is_refused() {
+    let fixture = Fixture::new();
+    let token = br#"{"token":"a\nb"}"#.to_vec();
+    let tokens = FakeRegistry::start(HashMap::from([(
+        "/token?scope=repository%3Ax%3Apull".to_owned(),
+        (200, token, 0),
+    )]));
+    let realm = format!("http://{}/token", tokens.address);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(|stream| stream.ok()) {
+            let mut request = [0; 4096];
+            let _ = std::io::Read::read(&mut stream, &mut request);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm=\"{realm}\"\r\n\
+                 Content-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+        }
+    });
+    let error = pull(&fixture.store, &format!("{address}/x:v1")).unwrap_err();
+    assert!(
+        chain(&error).contains("token: it can't be sent"),
+        "{}",
+        chain(&error)
+    );
+}
+
+#[test]
 fn other_machines_are_asked_by_tls_alone() {
     let fixture = Fixture::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
