@@ -294,10 +294,12 @@ impl Store {
                 let elapsed = changed.elapsed();
                 elapsed.is_ok_and(|elapsed| elapsed >= age)
             });
-            if let Some(_lock) = self.try_lock_blob(&digest)?
-                && is_old
-            {
+            if is_old && let Some(lock) = self.try_lock_blob(&digest)? {
                 freed += files::remove(&path)?;
+                if !self.blob(&digest).exists() {
+                    let path = self.blob_lock(&digest);
+                    lock.remove().map_err(Error::io("remove", &path))?;
+                }
             }
         }
         Ok(freed)

@@ -158,7 +158,7 @@ mod tests {
             .join(format!("{}.part", Digest::of(b"x").hex()));
         std::fs::write(&part, "the start of a blob").unwrap();
         assert!(store.prune(&|_| true).unwrap().deleted.is_empty());
-        assert!(!part.exists());
+        assert!(!part.exists() && !store.blob_lock(&Digest::of(b"x")).exists());
         let removed = store.prune(&|image| image.id == two).unwrap();
         assert_eq!(
             (removed.deleted.as_slice(), removed.untagged.len()),
