@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -102,8 +103,9 @@ impl Connection {
     fn spawn(vm: &VmEntry) -> Result<Self, Error> {
         let (ours, theirs) = UnixStream::pair().map_err(Error::Spawn)?;
         let log = log(&vm.directory().join("monitor.log")).map_err(Error::Spawn)?;
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(program());
         command
+            .arg0("onggi")
             .args(["monitor", &vm.record.id.0])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(log.try_clone().map_err(Error::Spawn)?)
@@ -148,6 +150,14 @@ impl Connection {
     pub fn remote(&self) -> Result<Remote, Error> {
         let stream = self.0.as_fd().try_clone_to_owned();
         stream.map(|it| Remote(it.into())).map_err(Error::Spawn)
+    }
+}
+
+/// This program, by its name where it still has one, which `ps` then shows.
+fn program() -> PathBuf {
+    match std::env::current_exe() {
+        Ok(path) if path.exists() => path,
+        _ => PathBuf::from("/proc/self/exe"),
     }
 }
 

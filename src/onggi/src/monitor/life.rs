@@ -181,6 +181,7 @@ impl Life {
         if let Err(error) = thread {
             self.change(|inner| inner.phase = Phase::Idle);
             monitor.leave();
+            monitor.finish();
             return Err(Failure::from(super::Error::Host(error)).into());
         }
         Ok(())
@@ -311,6 +312,7 @@ impl Life {
             monitor.remove(&self.container);
         }
         monitor.forget(&self.container.record.id);
+        monitor.finish();
         self.change(|inner| {
             inner.phase = Phase::Idle;
             inner.ends += 1;

@@ -121,8 +121,10 @@ pub struct Monitor {
 struct State {
     boot: Boot,
     lives: HashMap<Id, Arc<Life>>,
-    /// What is going on: containers, and work for commands.
+    /// What needs the VM: containers, and work for commands.
     busy: usize,
+    /// What has begun and is not over: after the VM has ended, that is written down.
+    unfinished: usize,
     /// Commands that wait for an answer.
     clients: usize,
     /// Nothing can begin any more.
@@ -185,6 +187,7 @@ impl Monitor {
                 boot: Boot::No,
                 lives: HashMap::new(),
                 busy: 0,
+                unfinished: 0,
                 clients: 0,
                 ending: false,
                 guard: Some(guard),
@@ -211,24 +214,36 @@ impl Monitor {
             return Err(Error::Ending.into());
         }
         state.busy += 1;
+        state.unfinished += 1;
         Ok(())
     }
 
-    /// Something that needed the VM is over. With the last one ends a VM that has no life of its own;
-    /// that is done when this returns.
+    /// Something does not need the VM any more. With the last one ends a VM that has no life of its
+    /// own, which is done when this returns; [`finish`](Self::finish) is to follow, once it is written
+    /// down.
     fn leave(&self) {
         let mut state = self.state();
         state.busy -= 1;
-        if state.busy == 0 && self.vm.record.name.is_none() {
-            state.ending = true;
-            let boot = std::mem::replace(&mut state.boot, Boot::No);
-            drop(state);
-            if let Boot::Up(machine) = boot {
-                self.end(&machine);
-            }
+        if state.busy > 0 || self.vm.record.name.is_some() {
+            return;
+        }
+        state.ending = true;
+        let boot = std::mem::replace(&mut state.boot, Boot::No);
+        drop(state);
+        if let Boot::Up(machine) = boot {
+            self.end(&machine);
+        }
+    }
+
+    /// Something that has begun is over in every respect. With the last one another process may look
+    /// after the VM.
+    fn finish(&self) {
+        let mut state = self.state();
+        state.unfinished -= 1;
+        let last = state.unfinished == 0 && state.ending;
+        drop(state);
+        if last {
             self.let_go();
-        } else {
-            drop(state);
         }
         self.changed.notify_all();
     }
@@ -254,7 +269,7 @@ impl Monitor {
     /// Returns when nothing is left to do, and nobody waits for an answer.
     fn wait_for_the_end(&self) {
         let mut state = self.state();
-        while !state.ending || state.busy > 0 || state.clients > 0 {
+        while !state.ending || state.unfinished > 0 || state.clients > 0 {
             state = self.wait(state);
         }
     }
@@ -494,6 +509,7 @@ impl Monitor {
             return;
         }
         state.ending = true;
+        state.unfinished += 1;
         let boot = std::mem::replace(&mut state.boot, Boot::No);
         drop(state);
         match boot {
@@ -501,8 +517,7 @@ impl Monitor {
             Boot::Under(Some(handle)) => handle.stop(),
             _ => {}
         }
-        self.let_go();
-        self.changed.notify_all();
+        self.finish();
     }
 
     /// A signal that asks this process to end asks the containers to.

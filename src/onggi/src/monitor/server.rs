@@ -169,7 +169,8 @@ impl Client<'_> {
     /// A process that was started for a request that came to nothing has no reason to be.
     fn give_up_where_nothing_began(&self) {
         let mut state = self.monitor.state();
-        if state.busy == 0 && !state.ending && self.monitor.vm.record.name.is_none() {
+        let idle = state.unfinished == 0 && !state.ending;
+        if idle && self.monitor.vm.record.name.is_none() {
             state.ending = true;
             drop(state);
             self.monitor.let_go();
@@ -257,9 +258,11 @@ impl Client<'_> {
 
     /// Attaches the command to a container and passes it the streams.
     fn pass(&self, life: &Life, attach: Attach) -> Result<(), Broken> {
-        let once = life.container.record.process.stdin_once;
+        let process = &life.container.record.process;
+        // A terminal outlives those who leave it, as with Docker.
+        let once = process.stdin_once && !process.tty;
         let attach = Attach {
-            input: attach.input && life.container.record.process.stdin,
+            input: attach.input && process.stdin,
             ..attach
         };
         let passed = life
@@ -334,6 +337,7 @@ impl Client<'_> {
         self.monitor.enter()?;
         let done = self.assist_in(&life, task);
         self.monitor.leave();
+        self.monitor.finish();
         self.ended(done)
     }
 
