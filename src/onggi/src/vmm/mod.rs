@@ -9,6 +9,7 @@ mod balloon;
 mod controller;
 mod listen;
 mod metrics;
+mod metrics_names;
 mod tallies;
 
 pub use args::{FirecrackerArgs, VmmArgs};

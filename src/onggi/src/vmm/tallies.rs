@@ -76,22 +76,25 @@ impl<T: Tally> Devices<T> {
         });
     }
 
-    /// Says in `line` what each has done, and all together. Returns how far that is, for
-    /// [`Self::told`] once somebody has heard it.
+    /// Says in `line` what each has done, and all together; what else the kind has there, each
+    /// gets too. Returns how far that is, for [`Self::told`] once somebody has heard it.
     pub(super) fn tell(&self, line: &mut Value) -> Vec<T> {
         let mut sum = BTreeMap::new();
         let mut totals = Vec::with_capacity(self.devices.len());
         for device in &self.devices {
             let total = device.counters.total();
-            let numbers = (self.between)(&device.told, &total);
-            for (name, number) in numbers {
+            let mut told = line[self.kind].clone();
+            for (name, number) in (self.between)(&device.told, &total) {
                 let all: &mut u64 = sum.entry(name).or_default();
                 *all = all.wrapping_add(number);
+                told[name] = number.into();
             }
-            line[format!("{}_{}", self.kind, device.id)] = numbers.into_iter().collect();
+            line[format!("{}_{}", self.kind, device.id)] = told;
             totals.push(total);
         }
-        line[self.kind] = sum.into_iter().collect();
+        for (name, number) in sum {
+            line[self.kind][name] = number.into();
+        }
         totals
     }
 
@@ -134,9 +137,9 @@ mod tests {
     #[test]
     fn each_and_all_together() {
         let mut interfaces = Devices::interfaces();
-        let mut line = json!({});
+        let mut line = json!({"net": {"cfg_fails": 0}});
         assert_eq!(interfaces.tell(&mut line), []);
-        assert_eq!(line, json!({"net": {}}));
+        assert_eq!(line, json!({"net": {"cfg_fails": 0}}));
         for id in ["a", "b"] {
             interfaces.add(id, Arc::default());
             // So that there is something to tell.
