@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::mem;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -420,6 +421,13 @@ fn pairs(asked: Option<u16>, vcpus: u8) -> Queues {
 /// A Unix socket's name, removed when this is dropped.
 #[derive(Debug)]
 pub struct SocketFile(pub PathBuf);
+
+impl SocketFile {
+    /// Leaves the name where it is.
+    pub fn leave(self) {
+        mem::forget(self);
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {

@@ -314,10 +314,17 @@ pub struct Built {
     /// What can be changed while it runs.
     pub controls: Controls,
     keys: Option<Keys>,
-    _socket: Option<SocketFile>,
+    socket: Option<SocketFile>,
 }
 
 impl Built {
+    /// Has the name of the vsock device's socket outlive the microVM.
+    pub fn leave_socket(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            socket.leave();
+        }
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors
@@ -375,7 +382,7 @@ impl Plan {
             vm,
             controls,
             keys,
-            _socket: socket,
+            socket,
         })
     }
 }

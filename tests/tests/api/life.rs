@@ -92,8 +92,9 @@ fn a_whole_life() {
 
     vm.signal("TERM");
     assert_eq!(vm.end().code(), TERMINATED);
+    // Clients remove them, and fail if there is nothing to remove.
     for socket in ["api.sock", "vsock"] {
-        assert!(!vm.path(socket).exists(), "{socket} was left behind");
+        assert!(vm.path(socket).exists(), "{socket} is gone");
     }
 }
 
@@ -175,7 +176,6 @@ fn a_signal_ends_what_has_not_started() {
         vm.signal(name);
         let code = vm.end().code();
         assert!(code > Some(128), "{name}: {code:?}");
-        assert!(!vm.path("api.sock").exists());
     }
 }
 

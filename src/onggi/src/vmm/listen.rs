@@ -11,21 +11,21 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use crate::devices::{SocketFile, is_stale};
+use crate::devices::is_stale;
 
 /// How many clients may wait to be taken in.
 const BACKLOG: i32 = 64;
 
-/// Listens at `path`. A socket that nobody listens at any more, as kill -9 leaves it, gives way.
-pub(super) fn private(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    let listener = match listen_at(path) {
+/// Listens at `path`. A socket that nobody listens at any more gives way; every process leaves one
+/// behind, because clients expect to find it there afterwards.
+pub(super) fn private(path: &Path) -> io::Result<UnixListener> {
+    match listen_at(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
             fs::remove_file(path)?;
-            listen_at(path)?
+            listen_at(path)
         }
-        result => result?,
-    };
-    Ok((listener, SocketFile(path.to_owned())))
+        result => result,
+    }
 }
 
 fn listen_at(path: &Path) -> io::Result<UnixListener> {
@@ -49,16 +49,14 @@ mod tests {
     fn nobody_else_may_use_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.sock");
-        let (listener, file) = private(&path).unwrap();
+        let listener = private(&path).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
         assert_eq!(private(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        // As after kill -9.
-        std::mem::forget(file);
         drop(listener);
+        assert!(path.exists());
         drop(private(&path).unwrap());
-        assert!(!path.exists());
         assert!(private(&folder.path().join("no/such/folder")).is_err());
     }
 }

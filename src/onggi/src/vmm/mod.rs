@@ -30,7 +30,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::boot;
-use crate::devices::SocketFile;
 use crate::error::{Explain, Failure};
 use crate::plan::Built;
 use crate::terminal;
@@ -119,13 +118,13 @@ pub fn run(args: VmmArgs) -> Result<u8, Failure> {
         controller.call(start).map_err(Error::Refused)?;
     }
     let (_alone, server) = match socket {
-        Some((listener, file)) => {
+        Some(listener) => {
             let limits = Limits {
                 payload: args.http_api_max_payload_size,
                 ..Limits::default()
             };
             let server = Server::new(listener, limits).map_err(Error::Host)?;
-            let serving = Serving::start(server, file, controller, sender);
+            let serving = Serving::start(server, controller, sender);
             (None, Some(serving.map_err(Error::Host)?))
         }
         None => (Some(controller), None),
@@ -138,7 +137,9 @@ pub fn run(args: VmmArgs) -> Result<u8, Failure> {
 /// Waits for a VM to run, and for its end.
 fn wait(events: &mpsc::Receiver<Event>, ending: &Ending) -> Result<u8, Failure> {
     match events.recv() {
-        Ok(Event::Start(built)) => {
+        Ok(Event::Start(mut built)) => {
+            // Clients remove it, as they do the API's, and some take it ill that it is gone.
+            built.leave_socket();
             ending.set_vm(built.vm.handle());
             let exit = built.run();
             terminal::restore();
@@ -196,17 +197,15 @@ fn watch_signals(ending: Arc<Ending>, events: mpsc::Sender<Event>) -> io::Result
     thread.spawn(work).map(drop)
 }
 
-/// The thread that serves the API. It ends when this is dropped, and the socket's file with it.
+/// The thread that serves the API. It ends when this is dropped.
 struct Serving {
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
-    _file: SocketFile,
 }
 
 impl Serving {
     fn start(
         server: Server,
-        file: SocketFile,
         controller: Controller,
         events: mpsc::Sender<Event>,
     ) -> io::Result<Self> {
@@ -220,7 +219,6 @@ impl Serving {
         Ok(Self {
             stopper,
             thread: Some(thread),
-            _file: file,
         })
     }
 }
