@@ -48,24 +48,23 @@ END
 guest_says() { grep -q "$1" console; }
 
 # talk SERVED_BY NET OPTION...: has a guest with two queue pairs talk TCP both ways on both, stop its network
-# in the middle, and start it again.
+# in the middle, and start it again. The guest takes seconds for each megabyte of random bytes or of sums.
 talk() {
     local served_by=$1 net=$2
     shift 2
     tap multi_queue
-    for n in 1 2; do head -c 6000000 /dev/urandom >"to-$n"; done
+    for n in 1 2; do head -c 1000000 /dev/urandom >"to-$n"; done
     serve
     initrd '
         echo "mtu: $(cat /sys/class/net/eth0/mtu)"
         ip link set eth0 up; ip address add 10.9.0.2/24 dev eth0
         echo "queues: $(cd /sys/class/net/eth0/queues && echo *)"
         echo "carrier: $(cat /sys/class/net/eth0/carrier)"
-        ping -c 2 10.9.0.1 | grep received
-        ping -c 2 -s 8900 10.9.0.1 | grep received
+        ping -c 1 -s 8900 10.9.0.1 | grep received
         for n in 1 2; do
-            head -c 6000000 /dev/urandom >/from-$n
-            (nc 10.9.0.1 500$n </from-$n; echo "sent $n: $(sha256sum </from-$n)") &
-            (nc 10.9.0.1 600$n </dev/null >/to-$n; echo "got $n: $(sha256sum </to-$n)") &
+            head -c 1000000 /dev/urandom >/from-$n
+            (nc 10.9.0.1 500$n </from-$n; echo "sent $n: $(md5sum </from-$n)") &
+            (nc 10.9.0.1 600$n </dev/null >/to-$n; echo "got $n: $(md5sum </to-$n)") &
         done
         wait
         echo "errors: $(cat /sys/class/net/eth0/statistics/*_errors | xargs)"
@@ -76,7 +75,7 @@ talk() {
         echo "$device" >unbind
         echo "$device" >bind
         ip link set eth0 up; ip address add 10.9.0.2/24 dev eth0
-        nc 10.9.0.1 6001 </dev/null | sha256sum | sed "s/^/again: /"
+        nc 10.9.0.1 6001 </dev/null | md5sum | sed "s/^/again: /"
         nc -l -p 7000 </dev/null
         ip link set eth0 down
         poweroff -f'
@@ -85,7 +84,7 @@ talk() {
         --net "tap=tap0,$net" "$@" >console </dev/null &
     local vm=$!
     eventually guest_says waiting
-    expect "an answer to the host" in_network "$ONGGI_TEST_GUESTS/busybox" ping -c 2 -s 8900 10.9.0.2
+    expect "an answer to the host" in_network "$ONGGI_TEST_GUESTS/busybox" ping -c 1 -s 8900 10.9.0.2
     "$served_by" "$(process onggi)"
     in_network "$ONGGI_TEST_GUESTS/busybox" nc 10.9.0.2 7000 </dev/null
     eventually guest_says again:
@@ -96,12 +95,12 @@ talk() {
     expect_out_has "mtu: 9000"
     expect_out_has "queues: rx-0 rx-1 tx-0 tx-1"
     expect_out_has "carrier: 1"
-    expect "two pings to be answered" test "$(grep -c '2 packets received' <<<"$out")" = 2
+    expect_out_has "1 packets received"
     for n in 1 2; do
-        expect_out_has "sent $n: $(sha256sum <"from-$n")"
-        expect_out_has "got $n: $(sha256sum <"to-$n")"
+        expect_out_has "sent $n: $(md5sum <"from-$n")"
+        expect_out_has "got $n: $(md5sum <"to-$n")"
     done
-    expect_out_has "again: $(sha256sum <to-1)"
+    expect_out_has "again: $(md5sum <to-1)"
     expect_out_has "errors: 0 0 0 0 0 0 0 0"
 }
 
@@ -112,13 +111,12 @@ workers() { cat /proc/[0-9]*/task/*/comm 2>/dev/null | grep -cx "vhost-$1"; }
 by_the_kernel() { expect "a worker of the kernel's for each pair" test "$(workers "$1")" = 2; }
 by_onggi() { expect "no worker of the kernel's" test "$(workers "$1")" = 0; }
 
-test_a_guest_with_two_queue_pairs_talks_tcp_both_ways() { talk by_onggi mtu=9000; }
+# What has limits is onggi's, whatever the kernel could do.
+test_a_guest_with_two_queue_pairs_talks_tcp_both_ways() { talk by_onggi mtu=9000,vhost=auto,rx-bps=1g; }
 
 test_the_kernel_serves_a_guest_with_two_queue_pairs() { talk by_the_kernel mtu=9000,vhost=on; }
 
 test_the_kernel_serves_a_guest_on_pci() { talk by_the_kernel mtu=9000,vhost=auto --enable-pci; }
-
-test_limits_keep_the_kernel_from_serving_a_guest() { talk by_onggi mtu=9000,vhost=auto,rx-bps=1g; }
 
 test_a_network_of_the_kernel_that_can_not_be_says_why() {
     tap
