@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Container {
-    /// Its name in the VM: letters, digits, `_`, `.` and `-`, at most 64. One that is run again
-    /// under a name finds what it wrote before, if the scratch disk is the same; two of a name
-    /// can't run at once.
+    /// Its name in the VM: letters, digits, `_`, `.` and `-`, at most 64, and neither `.` nor `..`.
+    /// One that is run again under a name finds what it wrote before, if the scratch disk is the
+    /// same; two of a name can't run at once.
     pub name: String,
     /// The host name, at most 64 bytes; empty leaves the guest's own.
     pub hostname: String,
@@ -24,7 +24,7 @@ pub struct Container {
     pub capabilities: Vec<String>,
     /// Whether every device may be used and nothing is masked, as in Docker's privileged containers.
     pub privileged: bool,
-    /// The size of `/dev/shm`, in bytes.
+    /// The size of `/dev/shm`, in bytes; zero is Docker's 64 MiB.
     pub shm_bytes: u64,
     /// Lines of `/etc/hosts` beyond those for the loopback addresses.
     pub hosts: Vec<HostEntry>,
@@ -71,7 +71,8 @@ pub struct Layer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mount {
-    /// The absolute path in the container. What is missing of it is made.
+    /// The absolute path in the container. What is missing of it is made. Only a tmpfs can be below
+    /// `/dev`, `/proc` and `/sys`.
     pub target: String,
     /// Whether it can't be written.
     pub read_only: bool,
@@ -87,10 +88,10 @@ pub enum MountSource {
     Disk {
         /// The disk's serial number.
         serial: String,
-        /// Whether an empty one gets what the image has at the target.
+        /// Whether an empty one gets what the image has at the target, before it's mounted there.
         populate: bool,
     },
-    /// A tmpfs.
+    /// A tmpfs, from which nothing is executed.
     Tmpfs {
         /// Its size in bytes; half of the memory without.
         size: Option<u64>,
@@ -101,7 +102,8 @@ pub enum MountSource {
     Share {
         /// The device's tag.
         tag: String,
-        /// What of it, relative; empty for all.
+        /// What of it, a directory or a file, relative; empty for all. Links in it lead nowhere
+        /// else.
         path: String,
     },
 }

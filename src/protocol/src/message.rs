@@ -161,7 +161,7 @@ pub struct Assist {
     /// The task's name from now on.
     pub id: ProcessId,
     /// The container that it is about. If none of that name runs, its root and its mounts are
-    /// there for the length of the task.
+    /// there for the length of the task. Layers and mounts have to be those of the one that runs.
     pub container: Container,
     /// What to do.
     pub task: Task,

@@ -4,27 +4,34 @@ use serde::{Deserialize, Serialize};
 
 /// What to do. A task has a standard output and a standard error, and a standard input where that
 /// is said; it ends with the code 0, or with another and a sentence on standard error.
+///
+/// Its paths are those of the container's root with the mounts that were asked for, whether the
+/// container runs or not; what the container has mounted itself is not there, nor are `/dev`, `/proc`
+/// and `/sys`. A root that is read-only takes no files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Task {
-    /// Prints [`Stats`] as JSON.
+    /// Prints [`Stats`] as JSON; of a container that does not run, the VM's numbers only.
     Stats,
-    /// Prints a list of [`ProcessEntry`] as JSON: the processes of the container.
+    /// Prints a list of [`ProcessEntry`] as JSON: the processes of the container. It fails if the
+    /// container does not run.
     Processes,
     /// Prints a [`PathStat`] as JSON: what is at a path of the container.
     Stat {
         /// The absolute path; links in it are followed, but not one at its end.
         path: String,
     },
-    /// Prints a tar archive of what is at a path of the container. Its first entry is named by the
-    /// path's last part, `.` for the root directory.
+    /// Prints a tar archive (ustar with pax records) of what is at a path of the container. Its
+    /// first entry is named by the path's last part, `.` for the root directory.
     Pack {
         /// The absolute path.
         path: String,
         /// Whether to follow a link at the path's end.
         follow: bool,
     },
-    /// Unpacks a tar archive, read from standard input, into a directory of the container.
+    /// Unpacks a tar archive, read from standard input, into a directory of the container, as
+    /// `docker cp` does: directories are merged, anything else takes the place of what is there, but
+    /// a directory and a file never each other's. Absolute names, and names with `..`, are refused.
     Unpack {
         /// The absolute path of the directory, which must be there; a link to one is followed.
         path: String,
