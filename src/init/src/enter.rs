@@ -40,6 +40,7 @@ use crate::kernel::{self, Cloned};
 use crate::process::{Container, Prepared, Remains, Starter};
 use crate::rootfs::{RootFs, clean};
 use crate::users::User;
+use crate::wiring::Streams;
 use crate::{environment, program, users};
 
 /// The first argument that makes this program the helper; the numbers of four descriptors follow.
@@ -95,8 +96,7 @@ impl Workshop {
             SockFlag::SOCK_CLOEXEC,
         )
         .map_err(impossible)?;
-        let ((), connected) = self.while_connecting(exec.id, wanted(&exec.process), || ());
-        let (streams, given) = connected?;
+        let (streams, given) = Streams::connect(&self.host, exec.id, wanted(&exec.process))?;
         let mut command = self.helper(ROLE);
         for descriptor in [request, theirs, first, cgroup] {
             command.arg(descriptor.as_raw_fd().to_string());

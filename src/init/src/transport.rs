@@ -1,8 +1,10 @@
 //! How the guest reaches the host: a vsock in a VM, a Unix socket in tests.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, VsockAddr, connect, send,
@@ -14,6 +16,10 @@ use crate::kernel;
 /// How long a vsock waits for the host, in seconds. A host that has died takes the VM with it, so
 /// this is for one that is merely busy.
 const PATIENCE: u16 = 60;
+
+/// How long the host may be too busy to accept, and when it's tried again.
+const BUSY: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// Where the host listens.
 #[derive(Debug, Clone)]
@@ -58,6 +64,25 @@ impl Host {
             }
         };
         Ok(Connection(connection))
+    }
+
+    /// Opens a connection to a host that is known to listen. One that has more to accept than it
+    /// queues is tried again for a while: many processes may be started at once.
+    ///
+    /// # Errors
+    /// As [`Host::connect`]'s, later.
+    pub fn connect_to_busy(&self) -> io::Result<Connection> {
+        let deadline = Instant::now() + BUSY;
+        loop {
+            match self.connect() {
+                Err(error)
+                    if error.kind() == ErrorKind::ConnectionReset && Instant::now() < deadline =>
+                {
+                    sleep(AGAIN);
+                }
+                connected => return connected,
+            }
+        }
     }
 }
 

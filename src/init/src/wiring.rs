@@ -87,7 +87,7 @@ impl Streams {
     ) -> Result<(Self, StandardStreams), Failure> {
         let connect = |which| {
             let because = || Failure::because(FailureKind::Internal, "a stream can't be connected");
-            let connection = host.connect().map_err(because())?;
+            let connection = host.connect_to_busy().map_err(because())?;
             write_frame(&mut &connection, &Opening::Stream { id, which })
                 .map_err(|error| Failure::of(FailureKind::Internal, &error))?;
             Ok::<_, Failure>(connection)
