@@ -391,6 +391,15 @@ impl Session {
         }
     }
 
+    /// How a process has ended that has ended already. A PID that is in use is not that of one that
+    /// has been reaped, though it once may have been.
+    fn claim(&mut self, pid: i32) -> Option<ExitStatus> {
+        let same = |(unclaimed, _): &(i32, ExitStatus)| *unclaimed == pid;
+        let index = self.unclaimed.iter().position(same)?;
+        let (_, status) = self.unclaimed.swap_remove(index);
+        kernel::kill(pid, 0).is_err().then_some(status)
+    }
+
     /// With no runtime at work, no child that has ended can be a container's process.
     fn forget_unclaimed(&mut self) {
         if !self
@@ -435,11 +444,7 @@ impl Session {
         if let Some(size) = waiting.size {
             resize(&running, size);
         }
-        let ended = self
-            .unclaimed
-            .iter()
-            .position(|(unclaimed, _)| *unclaimed == pid);
-        let ended = ended.map(|index| self.unclaimed.swap_remove(index).1);
+        let ended = self.claim(pid);
         if ended.is_none() {
             for signal in waiting.signals {
                 let _ = kernel::kill(pid, signal);
