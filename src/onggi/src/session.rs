@@ -9,9 +9,9 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 
 use crate::cli::container_values::Keys;
-use crate::client::{self, Connection};
+use crate::client::{self, Connection, Remote};
 use crate::error::{Explain, Failure};
-use crate::monitor::wire::{Reply, StreamName};
+use crate::monitor::wire::{Order, Reply, StreamName};
 use crate::pump::{self, Ended};
 use crate::signals::Forwarder;
 use crate::terminal;
@@ -41,6 +41,9 @@ pub struct Wish {
     pub tty: bool,
     /// Whether signals are passed on.
     pub signals: bool,
+    /// Whether the process is to know when nobody reads its output: that of `run` belongs to the
+    /// command, as in a pipeline.
+    pub owner: bool,
     /// What leaves the process to itself, on a terminal.
     pub detach_keys: Keys,
 }
@@ -107,7 +110,11 @@ pub fn carry(
     };
     for (name, stream) in streams {
         let stream = UnixStream::from(stream);
-        connect(name, stream, wish, &events, &mut outputs).map_err(Error::Host)?;
+        let leave = match wish.owner {
+            true => Some(connection.remote()?),
+            false => None,
+        };
+        connect(name, stream, wish, &events, leave, &mut outputs).map_err(Error::Host)?;
     }
     listen(connection, events).map_err(Error::Host)?;
     let result = loop {
@@ -145,19 +152,26 @@ fn connect(
     stream: UnixStream,
     wish: &Wish,
     events: &Sender<Event>,
+    leave: Option<Remote>,
     outputs: &mut Vec<JoinHandle<()>>,
 ) -> io::Result<()> {
+    let closed = move || {
+        if let Some(remote) = leave {
+            remote.order(&Order::Closed { stream: name });
+        }
+    };
     match name {
-        StreamName::Input => take_input(stream, wish, events),
-        StreamName::Output => give_output(stream, io::stdout().as_fd(), outputs),
-        StreamName::Error => give_output(stream, io::stderr().as_fd(), outputs),
+        StreamName::Input => return take_input(stream, wish, events),
+        StreamName::Output => outputs.push(give_output(stream, io::stdout().as_fd(), closed)?),
+        StreamName::Error => outputs.push(give_output(stream, io::stderr().as_fd(), closed)?),
         StreamName::Terminal => {
             if wish.input {
                 take_input(stream.try_clone()?, wish, events)?;
             }
-            give_output(stream, io::stdout().as_fd(), outputs)
+            outputs.push(give_output(stream, io::stdout().as_fd(), closed)?);
         }
     }
+    Ok(())
 }
 
 fn file(handle: BorrowedFd<'_>) -> io::Result<File> {
@@ -192,16 +206,16 @@ fn take_input(stream: UnixStream, wish: &Wish, events: &Sender<Event>) -> io::Re
 fn give_output(
     stream: UnixStream,
     to: BorrowedFd<'_>,
-    outputs: &mut Vec<JoinHandle<()>>,
-) -> io::Result<()> {
+    closed: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     let to = file(to)?;
-    outputs.push(spawn("output", move || {
+    spawn("output", move || {
         if pump::copy(&stream, &to) == Ended::Sink {
             // Nobody reads any more: the process shall know by SIGPIPE.
+            closed();
             let _ = stream.shutdown(Shutdown::Both);
         }
-    })?);
-    Ok(())
+    })
 }
 
 fn listen(connection: Connection, events: Sender<Event>) -> io::Result<()> {

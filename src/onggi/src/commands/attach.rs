@@ -31,6 +31,7 @@ pub fn attach(args: &AttachArgs) -> Result<u8, Failure> {
         input,
         tty: process.tty,
         signals: args.sig_proxy,
+        owner: false,
         detach_keys: args.detach_keys.clone(),
     };
     let outcome = session::carry((connection, reply, descriptors), &wish)?;

@@ -49,6 +49,7 @@ pub fn exec(args: &ExecArgs) -> Result<u8, Failure> {
         tty: args.tty,
         // As with Docker, a command of exec gets the keys of a terminal and no signals.
         signals: false,
+        owner: false,
         detach_keys: args.detach_keys.clone(),
     };
     let outcome = session::carry((connection, reply, descriptors), &wish)?;

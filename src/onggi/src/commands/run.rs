@@ -31,6 +31,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         input: wanted.interactive,
         tty: wanted.tty,
         signals: args.sig_proxy,
+        owner: true,
         detach_keys: args.detach_keys.clone(),
     };
     start_attached(&containers, &container, &wish)
@@ -78,6 +79,7 @@ pub fn start(args: &StartArgs) -> Result<u8, Failure> {
             input,
             tty: process.tty,
             signals: true,
+            owner: false,
             detach_keys: args.detach_keys.clone(),
         };
         return start_attached(&containers, &container, &wish);

@@ -31,6 +31,8 @@ pub struct Hub {
 struct State {
     clients: Vec<Arc<Client>>,
     input: Input,
+    /// What the process writes to.
+    outputs: Vec<(Origin, Arc<UnixStream>)>,
 }
 
 #[derive(Debug, Default)]
@@ -164,8 +166,13 @@ impl Hub {
         self.set_input(input.map_or(Input::Closed, |stream| Input::Open(Arc::new(stream))));
         let stdout = ends.terminal.or(ends.stdout);
         let outputs = [(Origin::Stdout, stdout), (Origin::Stderr, ends.stderr)];
-        let outputs = outputs.into_iter().filter_map(|(o, end)| Some((o, end?)));
+        let outputs = outputs
+            .into_iter()
+            .filter_map(|(o, end)| Some((o, Arc::new(end?))));
+        let outputs: Vec<_> = outputs.collect();
+        self.state().outputs.clone_from(&outputs);
         let threads: Vec<_> = outputs
+            .into_iter()
             .map(|(origin, from)| {
                 let hub = self.clone();
                 let work = move || hub.copy_output(&from, origin);
@@ -176,7 +183,17 @@ impl Hub {
             // A panic would have aborted the process.
             let _ = thread.join();
         }
+        self.state().outputs.clear();
         Ok(())
+    }
+
+    /// Closes what the process writes to, as a pipe would be whose reader has gone.
+    pub fn close(&self, origin: Origin) {
+        for (of, end) in &self.state().outputs {
+            if *of == origin {
+                let _ = end.shutdown(Shutdown::Both);
+            }
+        }
     }
 
     fn copy_output(&self, mut from: &UnixStream, origin: Origin) {

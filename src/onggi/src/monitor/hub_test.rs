@@ -177,3 +177,19 @@ fn a_terminal_is_one_stream() {
     hub.end();
     assert_eq!(text(client), "key");
 }
+
+#[test]
+fn an_output_that_is_closed_is_closed_to_the_process() {
+    let (_directory, hub) = hub();
+    let (ends, process) = process();
+    let carrying = carry(&hub, ends);
+    (&process.output).write_all(b"x").unwrap();
+    while hub.state().outputs.is_empty() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    hub.close(Origin::Stdout);
+    while (&process.output).write_all(b"x").is_ok() {}
+    (&process.error).write_all(b"still open").unwrap();
+    drop(process);
+    carrying.join().unwrap();
+}

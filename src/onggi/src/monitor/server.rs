@@ -16,6 +16,7 @@ use super::wire::{Attach, Order, Reply, Request, StreamName, receive, send, set_
 use super::{Broken, Error, Monitor};
 use crate::error::Failure;
 use crate::guest::{Ends, Process, Remote};
+use crate::output_log::Origin;
 use crate::state::record::Id;
 
 /// Signals that give a start up.
@@ -430,6 +431,12 @@ impl Orders {
                 life.stop(SIGKILL, Some(Duration::ZERO), monitor);
             }
             (Self::Life(life, _), Order::Resize { size }) => life.resize(size),
+            (Self::Life(life, _), Order::Closed { stream }) => life.hub.close(match stream {
+                StreamName::Error => Origin::Stderr,
+                _ => Origin::Stdout,
+            }),
+            // Its streams are the command's own.
+            (Self::Process(_), Order::Closed { .. }) => {}
             (Self::Process(remote), Order::Signal { signal }) => remote.signal(signal),
             (Self::Process(remote), Order::Kill) => remote.signal(SIGKILL),
             (Self::Process(remote), Order::Resize { size }) => remote.resize(size),

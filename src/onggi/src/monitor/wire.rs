@@ -81,6 +81,8 @@ pub enum Order {
     Resize { size: WindowSize },
     /// End the container without asking.
     Kill,
+    /// Nobody reads that output any more: the process shall know when it writes.
+    Closed { stream: StreamName },
 }
 
 /// What a VM's process answers.
