@@ -206,7 +206,7 @@ test_images_are_listed_and_removed() {
     run "$ONGGI" pull "$TINY"
     expect_status 0
     run "$ONGGI" images
-    expect_out_has "$TINY"
+    expect_out_has "${TINY%:latest}"
     run "$ONGGI" rmi "$TINY"
     expect_status 0
     run "$ONGGI" images --quiet
